@@ -1,0 +1,1 @@
+//! quelead: what a machine runs. Wires gossip, sched, initd, imagefs and netshim.

@@ -1,0 +1,1 @@
+//! Knowledge: SWIM membership, the replicated map and authenticated frames.

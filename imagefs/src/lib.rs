@@ -1,0 +1,1 @@
+//! Files: OCI layers kept as verified tars, EROFS indexes, overlay mounts.

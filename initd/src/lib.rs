@@ -1,0 +1,1 @@
+//! Processes: PID 1, pod shims, container launch and isolation.

@@ -1,0 +1,1 @@
+//! Packets: pod networks, the encrypted overlay and address management.

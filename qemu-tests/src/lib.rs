@@ -1,0 +1,1 @@
+//! What proves Quelea on a real kernel: QEMU clusters.

@@ -1,0 +1,1 @@
+//! Decisions: the app spec, placement, offers, claims and rollouts.

@@ -1,0 +1,1 @@
+//! The seeded simulator: whole clusters on virtual time in one process.

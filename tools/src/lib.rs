@@ -1,0 +1,1 @@
+//! quelea: what an operator types, and quelea dev.

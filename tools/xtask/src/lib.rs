@@ -1,0 +1,1 @@
+//! cargo xtask: build, test, demo and bench from a clone.
