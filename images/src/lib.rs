@@ -1,0 +1,1 @@
+//! What a machine boots: kernel, initramfs, iPXE script and UKI.
