@@ -1,0 +1,1 @@
+//! Container output: pipes into rotated files.

@@ -1,0 +1,1 @@
+//! Health checks from inside the pod.

@@ -1,0 +1,527 @@
+//! The agent's end of a shim.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{self, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use super::wire::{self, Reply, Request};
+pub use super::wire::{Condition, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
+use crate::error::{Error, Result};
+use crate::launch::Step;
+use crate::pod::PodSpec;
+
+/// Name of the socket in the pod's directory.
+pub const SOCKET_NAME: &str = "shim.sock";
+/// Name of the last status in the pod's directory.
+pub const STATUS_NAME: &str = "status";
+
+/// What the caller hands to a pod. The shim gets duplicates; the caller may close its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PodFds<'a> {
+    /// Network namespace; without one the pod is in the caller's.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// The pod's TUN. Only kept open.
+    pub tun: Option<BorrowedFd<'a>>,
+    /// User namespace, see [`userns::create`](crate::userns::create). Without one root inside is root outside.
+    pub userns: Option<BorrowedFd<'a>>,
+}
+
+/// Names a program started by [`Shim::exec`] on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExecId(pub u64);
+
+/// What a shim tells.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A snapshot: the answer to [`Shim::request_status`], the first thing after an attach, and what a client gets
+    /// that was too slow to take every event.
+    Status(PodStatus),
+    /// A container's program has been executed.
+    Started {
+        /// Which.
+        container: String,
+        /// PID in the shim's PID namespace.
+        pid: u32,
+        /// Starts before this one.
+        restarts: u32,
+    },
+    /// Readiness changed.
+    Ready {
+        /// Which.
+        container: String,
+        /// This container.
+        ready: bool,
+        /// All main containers.
+        pod_ready: bool,
+    },
+    /// A container ended.
+    Exited {
+        /// Which.
+        container: String,
+        /// How.
+        exit: Exit,
+        /// When it will be started again.
+        restart_in_ms: Option<u32>,
+    },
+    /// A container could not be started.
+    Failed {
+        /// Which.
+        container: String,
+        /// At which step of the launch.
+        step: Step,
+        /// With which errno.
+        errno: i32,
+        /// On what, and what it means.
+        text: String,
+        /// When it will be tried again.
+        retry_in_ms: Option<u32>,
+    },
+    /// The liveness probe gave a container up; it is being killed.
+    Unhealthy {
+        /// Which.
+        container: String,
+        /// What the probe saw last.
+        text: String,
+    },
+    /// The machine could not give something.
+    Condition(Condition),
+    /// Every container is gone and none will be started again. The shim waits for [`Shim::quit`].
+    Stopped,
+    /// A program of [`Shim::exec`] runs.
+    ExecStarted {
+        /// Which.
+        exec: ExecId,
+        /// PID in the shim's PID namespace.
+        pid: u32,
+    },
+    /// It ended.
+    ExecExited {
+        /// Which.
+        exec: ExecId,
+        /// How.
+        exit: Exit,
+    },
+    /// It could not be started.
+    ExecFailed {
+        /// Which.
+        exec: ExecId,
+        /// At which step of the launch.
+        step: Step,
+        /// With which errno.
+        errno: i32,
+        /// On what, and what it means.
+        text: String,
+    },
+    /// The answer to [`Shim::request_fds`].
+    Fds {
+        /// Network namespace.
+        netns: Option<OwnedFd>,
+        /// The pod's TUN.
+        tun: Option<OwnedFd>,
+        /// User namespace.
+        userns: Option<OwnedFd>,
+    },
+    /// The shim closed the connection: it quit, or it died and its containers with it. Always the last event.
+    Gone,
+}
+
+/// A connection to a pod's shim. Dropping it does nothing to the pod.
+#[derive(Debug)]
+pub struct Shim {
+    socket: OwnedFd,
+    dir: PathBuf,
+    next_exec: u64,
+    child: Option<std::process::Child>,
+    backlog: VecDeque<Event>,
+    gone: bool,
+}
+impl Shim {
+    /// Starts `exe shim <pod id>` and gives it the spec. Returns as soon as the shim has been executed; what becomes
+    /// of the containers comes as events.
+    ///
+    /// The shim is a child of the caller until that ends; [`reap`](Self::reap) collects it.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] when the spec cannot run, [`Error::Sys`] when a shim cannot be started. No process is left.
+    pub fn spawn(exe: &Path, spec: &PodSpec, fds: PodFds<'_>) -> Result<Self> {
+        spec.check()?;
+        let bytes = spec.encode()?;
+        let memfd = rustix::fs::memfd_create("pod", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|e| Error::sys("memfd_create", &spec.id, e))?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let n = rustix::io::write(&memfd, rest)
+                .map_err(|e| Error::sys("write spec of", &spec.id, e))?;
+            rest = rest.get(n..).unwrap_or_default();
+        }
+        let (ours, theirs) = net::socketpair(
+            net::AddressFamily::UNIX,
+            net::SocketType::SEQPACKET,
+            net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|e| Error::sys("socketpair for", &spec.id, e))?;
+        // Without pre_exec and the like the standard library spawns by posix_spawn, which does not copy our page
+        // tables, however large we are.
+        let child = Command::new(exe)
+            .arg0("quelea-shim")
+            .arg("shim")
+            .arg(&spec.id)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(|e| Error::io("spawn", exe.display(), &e))?;
+        let mut shim = Self {
+            socket: ours,
+            dir: spec.dir.clone(),
+            next_exec: 1,
+            child: Some(child),
+            backlog: VecDeque::new(),
+            gone: false,
+        };
+        let request = Request::Launch {
+            netns: fds.netns.is_some(),
+            tun: fds.tun.is_some(),
+            userns: fds.userns.is_some(),
+        };
+        let mut pass = vec![memfd.as_fd()];
+        pass.extend([fds.netns, fds.tun, fds.userns].into_iter().flatten());
+        let sent = shim.send(&request, &pass).and_then(|()| {
+            rustix::io::ioctl_fionbio(&shim.socket, true)
+                .map_err(|e| Error::sys("ioctl FIONBIO on socket of", &spec.id, e))
+        });
+        if let Err(e) = sent {
+            shim.abandon();
+            return Err(e);
+        }
+        Ok(shim)
+    }
+
+    /// Connects to the shim of a pod directory, after a restart of the agent for example. The first event is a
+    /// [`Event::Status`].
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when no shim listens there: see [`last_status`] and [`crate::cgroup::Cgroup::kill`].
+    pub fn attach(dir: &Path) -> Result<Self> {
+        let socket = net::socket_with(
+            net::AddressFamily::UNIX,
+            net::SocketType::SEQPACKET,
+            net::SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|e| Error::sys("socket for", dir.display(), e))?;
+        let addr = socket_address(dir)?;
+        match net::connect(&socket, &addr.1) {
+            Ok(()) => {}
+            Err(Errno::CONNREFUSED | Errno::NOENT) => {
+                return Err(Error::Gone { dir: dir.to_path_buf() });
+            }
+            Err(e) => return Err(Error::sys("connect to shim of", dir.display(), e)),
+        }
+        rustix::io::ioctl_fionbio(&socket, true)
+            .map_err(|e| Error::sys("ioctl FIONBIO on socket of", dir.display(), e))?;
+        let mut shim = Self {
+            socket,
+            dir: dir.to_path_buf(),
+            next_exec: 1,
+            child: None,
+            backlog: VecDeque::new(),
+            gone: false,
+        };
+        shim.request_status()?;
+        Ok(shim)
+    }
+
+    /// The pod's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Everything that the shim has said since the last call; never blocks. Empty when there is nothing.
+    ///
+    /// # Errors
+    /// [`Error::Sys`] when the socket fails.
+    pub fn recv(&mut self) -> Result<Vec<Event>> {
+        let mut events: Vec<Event> = self.backlog.drain(..).collect();
+        while !self.gone {
+            match self.recv_one()? {
+                Some(event) => {
+                    self.gone = matches!(event, Event::Gone);
+                    events.push(event);
+                }
+                None => break,
+            }
+        }
+        Ok(events)
+    }
+
+    /// Waits until `until` says yes to an event, at most `timeout`; returns all events seen. For tests and tools: an
+    /// agent polls [`AsFd`] instead.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn wait(
+        &mut self,
+        timeout: Duration,
+        mut until: impl FnMut(&Event) -> bool,
+    ) -> Result<Vec<Event>> {
+        let deadline = Instant::now() + timeout;
+        let mut seen = Vec::new();
+        loop {
+            let mut batch = self.recv()?.into_iter();
+            while let Some(event) = batch.next() {
+                let hit = until(&event) || matches!(event, Event::Gone);
+                seen.push(event);
+                if hit {
+                    // What came after it belongs to the next call.
+                    self.backlog.extend(batch);
+                    return Ok(seen);
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(seen);
+            }
+            let ms = i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
+            let timeout =
+                rustix::event::Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 };
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::sys("poll socket of", self.dir.display(), e)),
+            }
+        }
+    }
+
+    /// Asks for a [`Event::Status`].
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or [`Error::Full`] when the shim does not read.
+    pub fn request_status(&mut self) -> Result<()> {
+        self.send(&Request::Status, &[])
+    }
+
+    /// Stops all containers, sidecars last. `grace_ms` replaces each container's own. Ends with [`Event::Stopped`].
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn stop(&mut self, grace_ms: Option<u32>) -> Result<()> {
+        self.send(&Request::Stop { grace_ms }, &[])
+    }
+
+    /// Sends a signal to a container's program.
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn signal(&mut self, container: &str, signal: i32) -> Result<()> {
+        self.send(&Request::Signal { container: container.to_owned(), signal }, &[])
+    }
+
+    /// Starts a program in a running container with these stdin, stdout and stderr. Ends with
+    /// [`Event::ExecExited`] or [`Event::ExecFailed`]; it is killed when this connection ends.
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status); [`Error::Format`] when it is larger than 64 KiB.
+    pub fn exec(&mut self, spec: &ExecSpec, stdio: [BorrowedFd<'_>; 3]) -> Result<ExecId> {
+        let id = self.next_exec;
+        self.send(&Request::Exec(id, spec.clone()), &stdio)?;
+        self.next_exec += 1;
+        Ok(ExecId(id))
+    }
+
+    /// Kills a program of [`exec`](Self::exec).
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn exec_kill(&mut self, exec: ExecId) -> Result<()> {
+        self.send(&Request::ExecKill(exec.0), &[])
+    }
+
+    /// Asks for duplicates of the descriptors that the pod was given: [`Event::Fds`].
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn request_fds(&mut self) -> Result<()> {
+        self.send(&Request::Fds, &[])
+    }
+
+    /// Tells a shim whose pod is stopped to end. Ends with [`Event::Gone`]; ignored while a container runs.
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn quit(&mut self) -> Result<()> {
+        self.send(&Request::Quit, &[])
+    }
+
+    /// Collects the shim's process when it has ended and is a child of ours. Call it after [`Event::Gone`]; a caller
+    /// that reaps all its children itself needs not.
+    pub fn reap(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => !matches!(child.try_wait(), Ok(None)),
+            None => true,
+        }
+    }
+
+    fn abandon(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn send(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let bytes = wire::encode(request)?;
+        match send_with_fds(self.socket.as_fd(), &bytes, fds) {
+            Ok(()) => Ok(()),
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
+                Err(Error::Gone { dir: self.dir.clone() })
+            }
+            Err(Errno::AGAIN) => Err(Error::Full { what: "socket of a shim", max: 1 }),
+            Err(e) => Err(Error::sys("send to shim of", self.dir.display(), e)),
+        }
+    }
+
+    fn recv_one(&mut self) -> Result<Option<Event>> {
+        let mut buffer = vec![0u8; wire::MESSAGE_BYTES_MAX];
+        loop {
+            let (n, fds) = match recv_with_fds(self.socket.as_fd(), &mut buffer) {
+                Ok(got) => got,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(Errno::CONNRESET) => return Ok(Some(Event::Gone)),
+                Err(e) => return Err(Error::sys("receive from shim of", self.dir.display(), e)),
+            };
+            let Some(bytes) = buffer.get(..n).filter(|b| !b.is_empty()) else {
+                return Ok(Some(Event::Gone));
+            };
+            // A message of a later version is not for us.
+            if let Some(event) = wire::decode::<Reply>(bytes)?.and_then(|r| event_of(r, fds)) {
+                return Ok(Some(event));
+            }
+        }
+    }
+}
+
+impl AsFd for Shim {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl std::os::fd::AsRawFd for Shim {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// The status that a shim left in its directory when the pod stopped.
+///
+/// # Errors
+/// [`Error::Sys`] when it cannot be read (ENOENT: the pod has not stopped by itself), [`Error::Format`] when it is
+/// not one of ours.
+pub fn last_status(dir: &Path) -> Result<PodStatus> {
+    let path = dir.join(STATUS_NAME);
+    let bytes = std::fs::read(&path).map_err(|e| Error::io("read", path.display(), &e))?;
+    wire::decode(&bytes)?.ok_or(Error::Format { what: "pod status", why: "of another version" })
+}
+
+fn event_of(reply: Reply, fds: Vec<OwnedFd>) -> Option<Event> {
+    Some(match reply {
+        Reply::Status(s) => Event::Status(s),
+        Reply::Started { container, pid, restarts } => Event::Started { container, pid, restarts },
+        Reply::Ready { container, ready, pod_ready } => {
+            Event::Ready { container, ready, pod_ready }
+        }
+        Reply::Exited { container, exit, restart_in_ms } => {
+            Event::Exited { container, exit, restart_in_ms }
+        }
+        Reply::Failed { container, step, errno, text, retry_in_ms } => {
+            Event::Failed { container, step, errno, text, retry_in_ms }
+        }
+        Reply::Unhealthy { container, text } => Event::Unhealthy { container, text },
+        Reply::Stopped => Event::Stopped,
+        Reply::ExecStarted { exec, pid } => Event::ExecStarted { exec: ExecId(exec), pid },
+        Reply::ExecExited { exec, exit } => Event::ExecExited { exec: ExecId(exec), exit },
+        Reply::ExecFailed { exec, step, errno, text } => {
+            Event::ExecFailed { exec: ExecId(exec), step, errno, text }
+        }
+        Reply::Fds { netns, tun, userns } => {
+            let mut fds = fds.into_iter();
+            let mut next = |there: bool| if there { fds.next() } else { None };
+            Event::Fds { netns: next(netns), tun: next(tun), userns: next(userns) }
+        }
+        Reply::Condition(c) => Event::Condition(c),
+        Reply::Unsupported => return None,
+    })
+}
+
+/// The address of a directory's socket. A path in `sun_path` has at most 107 bytes, so it is named through a
+/// descriptor of the directory, which must live as long as the address is used.
+pub(crate) fn socket_address(dir: &Path) -> Result<(OwnedFd, net::SocketAddrUnix)> {
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::AsRawFd as _;
+    let fd = match rustix::fs::open(
+        dir,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Err(Error::Gone { dir: dir.to_path_buf() }),
+        Err(e) => return Err(Error::sys("open", dir.display(), e)),
+    };
+    let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", fd.as_raw_fd());
+    let addr =
+        net::SocketAddrUnix::new(path).map_err(|e| Error::sys("address", dir.display(), e))?;
+    Ok((fd, addr))
+}
+
+/// One message with descriptors beside it.
+pub(crate) fn send_with_fds(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(wire::FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOMANYREFS);
+    }
+    net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// One message, cut at the buffer's length, and the descriptors beside it. Length 0 is the end.
+pub(crate) fn recv_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> rustix::io::Result<(usize, Vec<OwnedFd>)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(wire::FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = net::recvmsg(
+        socket,
+        &mut [std::io::IoSliceMut::new(buffer)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    Ok((got.bytes, fds))
+}

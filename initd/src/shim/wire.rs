@@ -1,0 +1,237 @@
+//! The messages between shim and client: one `SOCK_SEQPACKET` message each, a version byte and postcard.
+//!
+//! An old shim must serve a new agent and the other way round, so variants are only ever appended and an
+//! unknown one is answered by [`Reply::Unsupported`] or ignored. File descriptors travel beside a message
+//! by `SCM_RIGHTS`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::launch::Step;
+
+/// Version byte of every message.
+pub(crate) const WIRE_VERSION: u8 = 1;
+/// Largest message. `SO_SNDBUF` starts at 208 KiB, so one always fits.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Most descriptors beside a message.
+pub(crate) const FDS_MAX: usize = 4;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// The first message to a fresh shim; descriptors: spec memfd, then those named here.
+    Launch { netns: bool, tun: bool, userns: bool },
+    /// Answered by [`Reply::Status`].
+    Status,
+    /// Stop all containers in the reverse order of their start.
+    Stop { grace_ms: Option<u32> },
+    /// Run a program inside a container; descriptors: stdin, stdout, stderr.
+    Exec(u64, ExecSpec),
+    /// Answered by [`Reply::Fds`] and the descriptors.
+    Fds,
+    /// Forget the pod. Refused while a container runs.
+    Quit,
+    /// A signal to a container's program.
+    Signal { container: String, signal: i32 },
+    /// Kill a program started by `Exec` on this connection.
+    ExecKill(u64),
+}
+
+/// What a shim says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Status(PodStatus),
+    Started { container: String, pid: u32, restarts: u32 },
+    Ready { container: String, ready: bool, pod_ready: bool },
+    Exited { container: String, exit: Exit, restart_in_ms: Option<u32> },
+    Failed { container: String, step: Step, errno: i32, text: String, retry_in_ms: Option<u32> },
+    Unhealthy { container: String, text: String },
+    Stopped,
+    ExecStarted { exec: u64, pid: u32 },
+    ExecExited { exec: u64, exit: Exit },
+    ExecFailed { exec: u64, step: Step, errno: i32, text: String },
+    Fds { netns: bool, tun: bool, userns: bool },
+    Condition(Condition),
+    Unsupported,
+}
+
+/// Something that the machine could not give.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Condition {
+    /// The root file system cannot be idmapped: the container runs without a user namespace.
+    NoIdmap {
+        /// Which.
+        container: String,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// A bind mount shows its host owners (as `nobody`).
+    BindNotMapped {
+        /// Which.
+        container: String,
+        /// Where.
+        target: String,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// No cgroup: the pod is stopped by its PID namespaces and has no limits.
+    NoCgroup {
+        /// Where it was to be.
+        path: String,
+        /// What the kernel said; 0 when the caller gave none.
+        errno: i32,
+    },
+    /// A limit was asked for and its controller or file is not there.
+    NoLimit {
+        /// Which; empty for the pod's own.
+        container: String,
+        /// The file, `memory.max` for example.
+        file: String,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// `oom_score_adj` or an rlimit could not be set as asked.
+    NotPermitted {
+        /// Which.
+        container: String,
+        /// What.
+        what: String,
+        /// What the kernel said.
+        errno: i32,
+    },
+    /// The caller gave no user namespace: root inside is root outside, with the capabilities of the spec.
+    NoUserns,
+    /// The container runs without a system call filter, as its spec asks.
+    Unconfined {
+        /// Which.
+        container: String,
+    },
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, when it exited.
+    pub code: Option<i32>,
+    /// Signal, when it was killed by one.
+    pub signal: Option<i32>,
+    /// The kernel killed something in the container for memory.
+    pub oom: bool,
+}
+
+impl Exit {
+    /// Ended with 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self.code == Some(0) && !self.oom
+    }
+
+    /// As a shell says it: the code, or 128 + signal.
+    #[must_use]
+    pub fn shell_code(self) -> i32 {
+        self.code.or(self.signal.map(|s| 128 + s)).unwrap_or(255)
+    }
+}
+
+/// Where the pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodPhase {
+    /// Init containers run, or main ones have not all been started once.
+    Starting,
+    /// Main containers run or wait for a restart.
+    Running,
+    /// A stop was asked for.
+    Stopping,
+    /// All main containers ended and none will be started again, or everything has been stopped.
+    Stopped,
+}
+
+/// Where a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Not started yet.
+    Waiting,
+    /// Runs.
+    Running {
+        /// PID in the shim's PID namespace.
+        pid: u32,
+        /// Its readiness.
+        ready: bool,
+    },
+    /// Ended, will be started again.
+    Backoff {
+        /// Time left at the moment of the status.
+        restart_in_ms: u32,
+    },
+    /// Told to stop, not gone yet.
+    Stopping,
+    /// Ended for good (or never started).
+    Done,
+}
+
+/// One container in a [`PodStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Name in the spec.
+    pub name: String,
+    /// Where it is.
+    pub state: ContainerState,
+    /// Starts after the first.
+    pub restarts: u32,
+    /// How it ended last.
+    pub last_exit: Option<Exit>,
+    /// Why it could not be started last: step, errno and text.
+    pub last_failure: Option<(Step, i32, String)>,
+    /// Log bytes dropped by policy or for want of space since the shim started.
+    pub log_dropped_bytes: u64,
+}
+
+/// A snapshot, as `status` gives it and as `<pod dir>/status` keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// The pod's id.
+    pub id: String,
+    /// The shim's PID in its own PID namespace.
+    pub shim_pid: u32,
+    /// Where the pod is.
+    pub phase: PodPhase,
+    /// All main containers run and are ready.
+    pub ready: bool,
+    /// In the order of the spec.
+    pub containers: Vec<ContainerStatus>,
+    /// What the machine could not give.
+    pub conditions: Vec<Condition>,
+}
+
+/// A program to run inside a running container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// In which container.
+    pub container: String,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Replaces and adds to the container's environment.
+    pub env: Vec<(String, String)>,
+    /// Empty: the container's.
+    pub workdir: String,
+    /// Empty: the container's.
+    pub user: String,
+}
+
+/// Version byte and postcard.
+pub(crate) fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
+    let too_big = Error::Format { what: "shim message", why: "larger than 64 KiB" };
+    let bytes = postcard::to_extend(message, vec![WIRE_VERSION]).map_err(|_| too_big.clone())?;
+    if bytes.len() > MESSAGE_BYTES_MAX { Err(too_big) } else { Ok(bytes) }
+}
+
+/// `Ok(None)` for a message that this version does not know.
+pub(crate) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Option<T>> {
+    let (version, body) =
+        bytes.split_first().ok_or(Error::Format { what: "shim message", why: "empty" })?;
+    if *version != WIRE_VERSION {
+        return Ok(None);
+    }
+    Ok(postcard::from_bytes(body).ok())
+}

@@ -1,0 +1,2 @@
+//! System calls that rustix lacks, and the ones a cloned child makes.
+#![allow(unsafe_code)]
