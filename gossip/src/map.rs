@@ -1,0 +1,5 @@
+//! The replicated map.
+
+mod record;
+
+pub use record::{Record, Rev, check_key};
