@@ -1,0 +1,224 @@
+//! The products: initramfs, kernel, iPXE script, and a node's own small archive.
+
+use crate::{
+    Error, Result,
+    cpio::Archive,
+    kernel::Kernel,
+    modules::{Closure, Tree},
+    set::{ALWAYS, Set},
+    vmlinux,
+};
+use sha2::{Digest, Sha256};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+/// Where the node binary lives in the image; `/init` and the personalities point at it.
+pub const QUELEAD: &str = "usr/bin/quelead";
+/// Names under which PID 1, the kernel and operators call the node binary.
+pub const PERSONALITIES: [&str; 4] = ["init", "sbin/modprobe", "sbin/poweroff", "sbin/reboot"];
+/// Most files in a node's archive. More are refused: it is configuration, not a file store.
+pub const NODE_FILES_MAX: usize = 256;
+
+/// A file that goes into an image besides quelead and the modules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extra {
+    /// Path inside, e.g. `usr/bin/quelea`.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// File on the build machine.
+    pub source: PathBuf,
+}
+
+/// An initramfs in memory with what is in it.
+#[derive(Debug, Clone)]
+pub struct Initramfs {
+    /// The set it was made for.
+    pub set: Set,
+    /// Kernel release its modules belong to.
+    pub release: String,
+    /// The tree.
+    pub archive: Archive,
+    /// Modules with their resolved dependencies.
+    pub closure: Closure,
+    /// Bytes of the module files, compressed as shipped.
+    pub module_bytes: u64,
+    /// Bytes of quelead.
+    pub quelead_bytes: u64,
+}
+
+/// Files written by [`Initramfs::write`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Product {
+    /// The compressed kernel.
+    pub vmlinuz: PathBuf,
+    /// The uncompressed kernel for a PVH boot, when asked for.
+    pub vmlinux: Option<PathBuf>,
+    /// The plain cpio.
+    pub initramfs: PathBuf,
+    /// A script for iPXE that boots both over HTTP, relative to where it was loaded from.
+    pub ipxe: PathBuf,
+    /// Size of `vmlinuz`.
+    pub vmlinuz_bytes: u64,
+    /// Size of `initramfs`.
+    pub initramfs_bytes: u64,
+    /// sha256 of `initramfs`, hex.
+    pub initramfs_sha256: String,
+}
+
+impl Initramfs {
+    /// Builds the tree: `quelead`, the set's modules with all they need, and the index PID 1 reads.
+    ///
+    /// # Errors
+    /// [`Error::NoModule`], [`Error::Incomplete`], [`Error::BadModule`], [`Error::Cpio`], [`Error::Io`].
+    pub fn build(set: Set, kernel: &Kernel, quelead: &Path, extra: &[Extra]) -> Result<Self> {
+        let tree = Tree::open(&kernel.modules)?;
+        let closure = tree.closure(&set.wants())?;
+        let mut archive = Archive::new();
+        for dir in ["dev", "proc", "sys", "run", "etc/quelea", "var/lib/quelea", "root"] {
+            archive.dir(dir, 0o755)?;
+        }
+        archive.dir("root", 0o700)?.dir("tmp", 0o1777)?;
+        // Without it a kernel that lost its built-in archive gives PID 1 no stdio.
+        archive.char_dev("dev/console", 0o600, 5, 1)?;
+        archive.file_from(QUELEAD, 0o755, quelead)?;
+        for name in PERSONALITIES {
+            archive.symlink(name, &format!("/{QUELEAD}"))?;
+        }
+        let dir = format!("lib/modules/{}", kernel.release);
+        let mut module_bytes = 0;
+        for module in closure.modules.values() {
+            let path = format!("{dir}/{}", module.path);
+            archive.file_from(&path, 0o644, &tree.file(module))?;
+            module_bytes += archive.get(&path).map_or(0, |b| b.len() as u64);
+        }
+        let builtin = kernel.modules.join("modules.builtin");
+        archive
+            .file(&format!("{dir}/modules.dep"), 0o644, closure.modules_dep())?
+            .file(&format!("{dir}/modules.alias"), 0o644, closure.modules_alias())?
+            .file(&format!("{dir}/modules.softdep"), 0o644, closure.modules_softdep())?
+            .file_from(&format!("{dir}/modules.builtin"), 0o644, &builtin)?
+            .file("etc/modules-load.d/quelea.conf", 0o644, ALWAYS.join("\n") + "\n")?
+            .file(
+                "etc/quelea/image",
+                0o644,
+                format!("set={}\nkernel={}\n", set.name(), kernel.release),
+            )?;
+        for Extra { path, mode, source } in extra {
+            archive.file_from(path, *mode, source)?;
+        }
+        let quelead_bytes = archive.get(QUELEAD).map_or(0, |b| b.len() as u64);
+        let release = kernel.release.clone();
+        let made = Self { set, release, archive, closure, module_bytes, quelead_bytes };
+        made.verify()?;
+        Ok(made)
+    }
+
+    /// Checks the finished tree: every module of the closure and everything it depends on is a file in it.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] with the first that is not.
+    pub fn verify(&self) -> Result<()> {
+        self.closure.verify()?;
+        for (name, module) in &self.closure.modules {
+            let path = format!("lib/modules/{}/{}", self.release, module.path);
+            if self.archive.get(&path).is_none() {
+                return Err(Error::Incomplete { module: name.clone(), needs: path });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `vmlinuz`, `initramfs.cpio`, `boot.ipxe` (and `vmlinux`) into `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::BzImage`] when `unpack` is asked of a kernel that is not zstd.
+    pub fn write(&self, kernel: &Kernel, dir: &Path, unpack: bool) -> Result<Product> {
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let bytes = self.archive.to_bytes();
+        let bz = std::fs::read(&kernel.vmlinuz).map_err(Error::io("read", &kernel.vmlinuz))?;
+        let product = Product {
+            vmlinuz: dir.join("vmlinuz"),
+            vmlinux: unpack.then(|| dir.join(format!("vmlinux-{}", kernel.release))),
+            initramfs: dir.join("initramfs.cpio"),
+            ipxe: dir.join("boot.ipxe"),
+            vmlinuz_bytes: bz.len() as u64,
+            initramfs_bytes: bytes.len() as u64,
+            initramfs_sha256: hex(&Sha256::digest(&bytes)),
+        };
+        put(&product.initramfs, &bytes)?;
+        put(&product.vmlinuz, &bz)?;
+        put(&product.ipxe, IPXE.as_bytes())?;
+        // The name holds the release, so one that is there is the right one.
+        if let Some(path) = product.vmlinux.as_ref().filter(|path| !path.exists()) {
+            put(path, &vmlinux::extract(&bz)?)?;
+        }
+        Ok(product)
+    }
+}
+
+/// Loaded by `chain http://…/boot.ipxe`; the node's own archive is optional and named by its MAC.
+const IPXE: &str = "#!ipxe\n\
+    kernel vmlinuz initrd=initramfs.cpio initrd=node.cpio panic=30\n\
+    initrd --name initramfs.cpio initramfs.cpio\n\
+    initrd --name node.cpio node/${mac:hexhyp}.cpio ||\n\
+    boot\n";
+
+/// A node's own archive, to be given as a second initrd: its files, unread, below `etc/quelea`.
+///
+/// # Errors
+/// [`Error::Cpio`] for a bad name or more than [`NODE_FILES_MAX`] files; [`Error::Io`].
+pub fn node_archive(files: &[(String, Vec<u8>)]) -> Result<Archive> {
+    let mut archive = Archive::new();
+    if files.len() > NODE_FILES_MAX {
+        return Err(Error::Cpio {
+            path: "etc/quelea".into(),
+            what: "more than NODE_FILES_MAX files",
+        });
+    }
+    archive.dir("etc/quelea", 0o700)?;
+    for (name, bytes) in files {
+        archive.file(&format!("etc/quelea/{name}"), 0o600, bytes.clone())?;
+    }
+    Ok(archive)
+}
+
+/// The same from a directory, one level of subdirectories included.
+///
+/// # Errors
+/// As [`node_archive`].
+pub fn node_archive_of_dir(dir: &Path) -> Result<Archive> {
+    let mut files = Vec::new();
+    let list = |dir: &Path| -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
+        entries.map(|e| e.map(|e| e.path()).map_err(Error::io("list", dir))).collect()
+    };
+    let mut add = |path: &Path| -> Result<()> {
+        let name = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned();
+        files.push((name, std::fs::read(path).map_err(Error::io("read", path))?));
+        Ok(())
+    };
+    for path in list(dir)? {
+        if path.is_dir() {
+            list(&path)?.iter().filter(|p| p.is_file()).try_for_each(|p| add(p))?;
+        } else {
+            add(&path)?;
+        }
+    }
+    node_archive(&files)
+}
+
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension(format!("tmp{}", std::process::id()));
+    std::fs::write(&beside, bytes).map_err(Error::io("write", &beside))?;
+    std::fs::rename(&beside, path).map_err(Error::io("rename", path))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}

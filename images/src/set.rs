@@ -1,0 +1,136 @@
+//! The two module sets: what QEMU shows a guest, and what racks are built of.
+
+use crate::{kernel::Flavour, modules::Want};
+
+/// Which machines an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Set {
+    /// Virtio devices on the cloud kernel: small, boots fastest.
+    Qemu,
+    /// Server NICs, disks, watchdogs and consoles on the generic kernel.
+    Rack,
+}
+
+use Want::{Dir, Module};
+
+/// What every node needs to run pods, whatever it runs on. Loaded at boot, in this order.
+pub const ALWAYS: [&str; 4] = ["tun", "loop", "erofs", "overlay"];
+
+const BASE: &[Want] = &[
+    Module("tun"),
+    Module("loop"),
+    Module("erofs"),
+    Module("overlay"),
+    Module("ext4"),
+    Module("button"),
+    Module("virtio_pci"),
+    Module("virtio_net"),
+    Module("virtio_blk"),
+    Module("virtio_console"),
+    Module("virtio_rng"),
+];
+
+const RACK: &[Want] = &[
+    Dir("drivers/net/ethernet/amazon"),
+    Dir("drivers/net/ethernet/amd/xgbe"),
+    Dir("drivers/net/ethernet/aquantia"),
+    Dir("drivers/net/ethernet/broadcom"),
+    Dir("drivers/net/ethernet/chelsio/cxgb4"),
+    Dir("drivers/net/ethernet/cisco"),
+    Dir("drivers/net/ethernet/emulex"),
+    Dir("drivers/net/ethernet/google"),
+    Dir("drivers/net/ethernet/intel"),
+    Dir("drivers/net/ethernet/mellanox"),
+    Dir("drivers/net/ethernet/pensando"),
+    Dir("drivers/net/ethernet/qlogic/qed"),
+    Dir("drivers/net/ethernet/qlogic/qede"),
+    Dir("drivers/net/ethernet/realtek"),
+    Dir("drivers/net/ethernet/sfc"),
+    Dir("drivers/net/vmxnet3"),
+    Module("hv_netvsc"),
+    Module("bonding"),
+    Module("8021q"),
+    Module("nvme"),
+    Module("ahci"),
+    Module("ata_piix"),
+    Module("sd_mod"),
+    Module("mpt3sas"),
+    Module("mpi3mr"),
+    Module("megaraid_sas"),
+    Module("hpsa"),
+    Module("smartpqi"),
+    Module("aacraid"),
+    Module("virtio_scsi"),
+    Module("vmw_pvscsi"),
+    Module("hv_storvsc"),
+    Module("usb_storage"),
+    Module("uas"),
+    Module("xhci_pci"),
+    Module("ehci_pci"),
+    Module("usbhid"),
+    Module("hid_generic"),
+    Module("ipmi_si"),
+    Module("ipmi_devintf"),
+    Module("ipmi_watchdog"),
+    Module("iTCO_wdt"),
+    Module("sp5100_tco"),
+    Module("i6300esb"),
+    Module("hpwdt"),
+    Module("wdat_wdt"),
+    Module("softdog"),
+    Module("vfat"),
+    Module("nls_ascii"),
+    Module("nls_cp437"),
+    Module("efivarfs"),
+    Module("efi_pstore"),
+    Module("zram"),
+];
+
+impl Set {
+    /// Both sets.
+    pub const ALL: [Self; 2] = [Self::Qemu, Self::Rack];
+
+    /// `qemu` or `rack`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Rack => "rack",
+        }
+    }
+
+    /// The set of that name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|set| set.name() == name)
+    }
+
+    /// The kernel build it goes with.
+    #[must_use]
+    pub fn flavour(self) -> Flavour {
+        match self {
+            Self::Qemu => Flavour::Cloud,
+            Self::Rack => Flavour::Generic,
+        }
+    }
+
+    /// What it asks of the kernel's modules.
+    #[must_use]
+    pub fn wants(self) -> Vec<Want> {
+        let mut wants = BASE.to_vec();
+        match self {
+            Self::Qemu => {}
+            Self::Rack => wants.extend_from_slice(RACK),
+        }
+        wants
+    }
+
+    /// Largest initramfs this project allows, without the kernel.
+    #[must_use]
+    pub fn initramfs_bytes_max(self) -> u64 {
+        match self {
+            Self::Qemu => 4_000_000,
+            Self::Rack => 12_000_000,
+        }
+    }
+}
