@@ -1,1 +1,16 @@
 //! Packets: pod networks, the encrypted overlay and address management.
+
+pub mod addr;
+mod counters;
+mod error;
+pub mod ipam;
+pub mod keys;
+pub mod overlay;
+pub mod podnet;
+
+pub use counters::{Count, Drop, Stats};
+pub use error::Error;
+pub use overlay::Overlay;
+
+/// What the overlay adds to every packet, in bytes, outer IPv6 and UDP headers included; the pods' MTU is the underlay's less 100.
+pub const OVERHEAD_MAX_BYTES: u16 = 84;
