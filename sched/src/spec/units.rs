@@ -54,6 +54,11 @@ pub fn duration_ms(text: &str) -> Result<u64, String> {
     Ok(total)
 }
 
+/// `"0.5"`, `"2"`: thousandths of a CPU; what is finer is cut off.
+pub(super) fn cpu_milli(text: &str) -> Option<u64> {
+    scaled(text.trim(), 1000)
+}
+
 /// `"10%"` or `"2"`.
 ///
 /// # Errors
