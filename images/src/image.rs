@@ -210,6 +210,15 @@ pub fn node_archive_of_dir(dir: &Path) -> Result<Archive> {
     node_archive(&files)
 }
 
+/// What PID 1 is told of its image. The floor is the day Debian built the kernel, as the package dates its file:
+/// no right clock stands before it, and it is the same for everybody who builds this image.
+fn facts(set: Set, kernel: &Kernel) -> Result<String> {
+    let path = &kernel.vmlinuz;
+    let meta = std::fs::metadata(path).map_err(Error::io("stat", path))?;
+    let floor_s = std::os::unix::fs::MetadataExt::mtime(&meta);
+    Ok(format!("set={}\nkernel={}\nfloor_s={floor_s}\n", set.name(), kernel.release))
+}
+
 fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = path.with_extension(format!("tmp{}", std::process::id()));
     std::fs::write(&beside, bytes).map_err(Error::io("write", &beside))?;

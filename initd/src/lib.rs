@@ -29,6 +29,7 @@ mod error;
 pub mod init;
 pub mod launch;
 pub mod log;
+pub mod machine;
 pub mod pod;
 pub mod probe;
 pub mod seccomp;

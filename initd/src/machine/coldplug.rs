@@ -1,0 +1,152 @@
+//! Coldplug: modules for the devices that are there, and for what every node needs.
+
+use super::{
+    console::say,
+    modules::{Index, Load},
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+/// Rounds of looking for devices. A driver's device may be a bus with more devices: five hubs deep at most.
+const ROUNDS_MAX: usize = 8;
+/// Deepest directory below `/sys/devices` that is looked into.
+const DEPTH_MAX: usize = 32;
+/// Most devices looked at in a round; further ones wait for a uevent.
+const DEVICES_MAX: usize = 16_384;
+/// `MODULE_INIT_COMPRESSED_FILE` of finit_module(2): the kernel decompresses.
+const COMPRESSED_FILE: i32 = 4;
+
+/// The modules of the running kernel, and which were loaded through here.
+#[derive(Debug)]
+pub struct Coldplug {
+    dir: PathBuf,
+    index: Index,
+    loaded: BTreeSet<String>,
+}
+
+/// What coldplug did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Modules loaded.
+    pub loaded: usize,
+    /// Hard dependencies or drivers that would not load.
+    pub failed: usize,
+    /// Time it took.
+    pub took_ms: u64,
+}
+
+impl Coldplug {
+    /// Reads the index of the running kernel. A kernel without one has no modules: nothing will be loaded.
+    #[must_use]
+    pub fn open() -> Self {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let dir = Path::new("/lib/modules").join(release);
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let index =
+            Index::parse(&read("modules.dep"), &read("modules.alias"), &read("modules.softdep"));
+        Self { dir, index, loaded: BTreeSet::new() }
+    }
+
+    /// Loads what `/etc/modules-load.d` names, then the drivers of every device until no more devices appear.
+    pub fn run(&mut self) -> Report {
+        let start = Instant::now();
+        let mut report = Report::default();
+        if self.index.is_empty() {
+            say!("coldplug: {} has no modules.dep: nothing to load", self.dir.display());
+        }
+        for name in wanted() {
+            self.load(&name, &mut report);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let before = report.loaded;
+            let mut aliases = BTreeSet::new();
+            collect(Path::new("/sys/devices"), 0, &mut aliases);
+            for alias in &aliases {
+                let names: Vec<String> =
+                    self.index.matching(alias).into_iter().map(str::to_owned).collect();
+                for name in names {
+                    self.load(&name, &mut report);
+                }
+            }
+            if report.loaded == before {
+                break;
+            }
+        }
+        report.took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        report
+    }
+
+    /// Loads one module, by name or alias, with what it needs: what modprobe(8) does.
+    pub fn modprobe(&mut self, alias: &str) -> Report {
+        let mut report = Report::default();
+        let names: Vec<String> =
+            self.index.matching(alias).into_iter().map(str::to_owned).collect();
+        for name in names {
+            self.load(&name, &mut report);
+        }
+        report
+    }
+
+    fn load(&mut self, name: &str, report: &mut Report) {
+        for load in self.index.plan(name, &mut self.loaded) {
+            match self.insert(&load) {
+                Ok(()) => report.loaded += 1,
+                // Somebody else was first; or the hardware it is for is not there.
+                Err(Errno::EXIST) => {}
+                Err(_) if load.soft => {}
+                Err(Errno::NODEV) => {}
+                Err(e) => {
+                    report.failed += 1;
+                    say!("coldplug: {}: {e}", load.path);
+                }
+            }
+        }
+    }
+
+    fn insert(&self, load: &Load) -> Result<(), Errno> {
+        let path = self.dir.join(&load.path);
+        let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = if load.path.ends_with(".ko") { 0 } else { COMPRESSED_FILE };
+        rustix::system::finit_module(fd, c"", flags)
+    }
+}
+
+/// Names in `/etc/modules-load.d/*.conf`, in file and line order (modules-load.d(5)).
+fn wanted() -> Vec<String> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir("/etc/modules-load.d")
+        .map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect())
+        .unwrap_or_default();
+    files.sort();
+    let texts = files.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    texts
+        .flat_map(|text| text.lines().map(str::trim).map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
+        .collect()
+}
+
+fn collect(dir: &Path, depth: usize, out: &mut BTreeSet<String>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if depth > DEPTH_MAX || out.len() >= DEVICES_MAX {
+            return;
+        }
+        // Links lead to other parts of the same tree.
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            collect(&entry.path(), depth + 1, out);
+        } else if kind.is_file() && entry.file_name() == "modalias" {
+            let alias = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let alias = alias.trim();
+            if !alias.is_empty() {
+                out.insert(alias.to_owned());
+            }
+        }
+    }
+}
