@@ -141,6 +141,8 @@ pub enum Event {
         mine: Record,
         /// What everybody holds now.
         by: Record,
+        /// Certain; else it may descend from ours through versions that never came here.
+        sure: bool,
     },
     /// Another living node claims this node's name. Either of them has to be renamed.
     NameConflict {

@@ -1,19 +1,31 @@
-//! The composed core.
+//! The composed core: frames, members and map.
 
 use std::net::SocketAddr;
 
 use rand::Rng;
 
-use crate::api::{Input, Output};
-use crate::config::Config;
+use crate::api::{Event, Input, Output};
+use crate::config::{Config, Timing, UNICAST_MAX_BYTES};
 use crate::error::Error;
-use crate::map::{Record, Rev};
-use crate::member::{Identity, Member, MemberInfo};
+use crate::frame::{Binding, KeyRing};
+use crate::map::{Record, Replica, Rev};
+use crate::member::{Identity, Member, MemberInfo, Nid, State};
+use crate::message::{Item, Message, read_record, tag};
+use crate::outbox::{Dest, Outbox, Sender};
+use crate::swim::{Contact, Ctx, Swim};
+use crate::wire::Reader;
 
 /// Knowledge of one node: members, map and frames, without IO.
 #[derive(Debug)]
 pub struct Gossip {
-    _me: Identity,
+    keys: KeyRing,
+    timing: Timing,
+    swim: Swim,
+    map: Replica,
+    net: Outbox,
+    scratch: Vec<u8>,
+    started: bool,
+    stats: Stats,
 }
 
 /// What a node remembered.
@@ -23,24 +35,70 @@ pub struct Restored {
     pub records: Vec<Record>,
     /// Members at the time.
     pub roster: Vec<MemberInfo>,
+    /// Wall clock when it was last written; after a longer absence than tombstones live the records are discarded.
+    pub saved_ms: u64,
+}
+
+/// Counters since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Frames that were authentic and fresh.
+    pub accepted: u64,
+    /// Datagrams dropped in silence: not for us, not authentic, replayed.
+    pub refused: u64,
+    /// Frames sent.
+    pub sent: u64,
+    /// Lifeguard's local health, 0 (good) to 8.
+    pub health: u32,
+    /// Records held, tombstones included.
+    pub records: usize,
 }
 
 impl Gossip {
-    /// A node that knows nobody. Nothing is sent before the first [`Gossip::step`].
+    /// A node that knows nobody. Nothing is sent before the first [`Gossip::step`], which should follow at once.
     ///
     /// # Errors
     /// [`Error::Name`].
-    pub fn new(cfg: Config, me: Identity, now_us: u64) -> Result<Gossip, Error> {
-        let _ = (cfg, now_us);
-        Ok(Gossip { _me: me })
+    pub fn new(cfg: Config, me: Identity) -> Result<Gossip, Error> {
+        crate::member::check_name(&me.name)?;
+        let seeds: Vec<SocketAddr> = cfg.seeds.into_iter().filter(|s| *s != me.addr).collect();
+        let map = Replica::new(&me.name, cfg.timing, cfg.limits);
+        let me = Member {
+            name: me.name.into(),
+            addr: me.addr,
+            generation: me.generation,
+            incarnation: 0,
+            state: State::Alive,
+            rtt_us: 0,
+        };
+        Ok(Gossip {
+            keys: cfg.keys,
+            timing: cfg.timing,
+            swim: Swim::new(me, cfg.timing, Contact::new(&seeds)),
+            map,
+            net: Outbox::default(),
+            scratch: Vec::new(),
+            started: false,
+            stats: Stats::default(),
+        })
     }
 
-    /// Takes back what was on disk; before the first step.
+    /// Takes back what was on disk; before the first step. Members are listed as dead until they answer.
     pub fn restore(&mut self, now_us: u64, wall_ms: u64, restored: Restored) {
-        let _ = (now_us, wall_ms, restored);
+        for info in &restored.roster {
+            self.swim.remember(info, now_us);
+        }
+        let absent_ms = wall_ms.saturating_sub(restored.saved_ms);
+        if restored.saved_ms > 0 && absent_ms > self.map.tombstone_ms() {
+            // What was deleted meanwhile nobody remembers any more: better to ask for everything.
+            return;
+        }
+        for record in restored.records {
+            self.map.restore(record);
+        }
     }
 
-    /// One event in, any number of outputs out (appended).
+    /// One event in, any number of outputs out (appended). `now_us` never goes back.
     pub fn step(
         &mut self,
         now_us: u64,
@@ -49,55 +107,316 @@ impl Gossip {
         rng: &mut dyn Rng,
         out: &mut Vec<Output>,
     ) {
-        let _ = (now_us, wall_ms, input, rng, out);
+        let me = self.sender();
+        let mut step = Step { now_us, wall_ms, rng, out };
+        if !std::mem::replace(&mut self.started, true) {
+            self.net.start(step.rng);
+            self.map.start(now_us);
+            self.with_swim(&mut step, |swim, ctx| swim.start(ctx));
+        }
+        if self.swim.has_left() {
+            return;
+        }
+        self.notice_stall(&mut step);
+        self.swim.root = self.map.store().root();
+        match input {
+            Input::Datagram { from, bytes } => self.datagram(from, bytes, &mut step),
+            Input::Timer => {
+                self.with_swim(&mut step, |swim, ctx| swim.timer(ctx));
+                self.with_map(&mut step, |map, ctx| map.timer(ctx));
+            }
+            Input::Put { key, body, expect } => {
+                let result = self.with_map(&mut step, |map, ctx| map.put(key, body, expect, ctx));
+                refuse(result, &mut step);
+            }
+            Input::Delete { key } => {
+                let result = self.with_map(&mut step, |map, ctx| map.delete(key, ctx));
+                refuse(result, &mut step);
+            }
+            Input::Unicast { to, payload } => {
+                let result = self.unicast(to, payload, &mut step);
+                refuse(result, &mut step);
+            }
+            Input::Join(seeds) => {
+                self.with_swim(&mut step, |swim, ctx| swim.join(&seeds, ctx));
+            }
+            Input::Leave => self.with_swim(&mut step, |swim, ctx| swim.leave(ctx)),
+            Input::Forget { name } => {
+                let result = self.forget(name, &mut step);
+                refuse(result, &mut step);
+            }
+            Input::Address(addr) => {
+                self.with_swim(&mut step, |swim, ctx| swim.readdress(addr, ctx));
+            }
+        }
+        let swim = &mut self.swim;
+        self.net
+            .flush(&self.keys, me, step.out, |dest, packet, room| swim.ride(dest, packet, room));
     }
 
-    /// When [`Input::Timer`] is due next, if ever.
+    /// When [`Input::Timer`] is due next.
     pub fn next_deadline(&self) -> Option<u64> {
-        None
+        match (self.swim.next_deadline(), self.map.next_deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
     }
 
-    /// All members but this node, forgotten ones excluded, in an order that is stable.
+    /// All members but this node, dead and departed ones too, forgotten ones excluded, in a stable order.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        [].iter()
+        self.swim.table.others().map(|(_, entry)| &entry.member)
     }
 
-    /// One member by name.
+    /// One member by name, this node included.
     pub fn member(&self, name: &str) -> Option<&Member> {
-        let _ = name;
-        None
+        let entry = self.swim.table.get(Nid::of(name))?;
+        (*entry.member.name == *name).then_some(&entry.member)
     }
 
     /// This node as a member.
     pub fn me(&self) -> &Member {
-        unreachable!()
+        self.swim.table.me()
+    }
+
+    /// Whether [`Event::Joined`] has been said.
+    pub fn is_joined(&self) -> bool {
+        self.swim.is_joined()
     }
 
     /// A record, unless absent or deleted.
     pub fn get(&self, key: &str) -> Option<&Record> {
-        let _ = key;
-        None
+        self.map.store().get(key).filter(|r| !r.is_tombstone())
     }
 
     /// The version of a key, of a tombstone too.
     pub fn version(&self, key: &str) -> Option<Rev> {
-        let _ = key;
-        None
+        self.map.store().get(key).map(Record::version)
     }
 
     /// Records whose keys start with a prefix, in key order, without tombstones.
-    pub fn range(&self, prefix: &str) -> impl Iterator<Item = &Record> {
-        let _ = prefix;
-        [].iter()
+    pub fn range<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Record> {
+        self.map.store().range(prefix).filter(|r| !r.is_tombstone())
+    }
+
+    /// The same with tombstones: what a snapshot has to hold.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.map.store().range("")
     }
 
     /// Summary of the whole map: equal roots, equal maps.
     pub fn root(&self) -> u64 {
-        0
+        self.map.store().root()
     }
 
-    /// Where this node is reached.
-    pub fn addr(&self) -> SocketAddr {
-        self._me.addr
+    /// Summary of the member view: equal when two nodes agree on who lives, is dead or left, and at which incarnation.
+    pub fn view(&self) -> u32 {
+        self.swim.table.view()
     }
+
+    /// The key ring, for rotation.
+    pub fn keys_mut(&mut self) -> &mut KeyRing {
+        &mut self.keys
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            sent: self.net.sealed,
+            health: self.swim.health(),
+            records: self.map.store().len(),
+            ..self.stats
+        }
+    }
+
+    fn sender(&self) -> Sender {
+        let me = self.swim.table.me();
+        Sender { nid: self.swim.table.my_nid(), generation: me.generation }
+    }
+
+    fn with_swim<R>(
+        &mut self,
+        step: &mut Step<'_>,
+        act: impl FnOnce(&mut Swim, &mut Ctx<'_>) -> R,
+    ) -> R {
+        let mut ctx = Ctx { now_us: step.now_us, rng: step.rng, net: &mut self.net, out: step.out };
+        act(&mut self.swim, &mut ctx)
+    }
+
+    fn with_map<R>(
+        &mut self,
+        step: &mut Step<'_>,
+        act: impl FnOnce(&mut Replica, &mut crate::map::MapCtx<'_>) -> R,
+    ) -> R {
+        let mut ctx = crate::map::MapCtx {
+            now_us: step.now_us,
+            wall_ms: step.wall_ms,
+            rng: step.rng,
+            net: &mut self.net,
+            out: step.out,
+            table: &self.swim.table,
+        };
+        act(&mut self.map, &mut ctx)
+    }
+
+    /// A deadline that passed long ago unserved: this node stood still, and the silence it hears is its own.
+    fn notice_stall(&mut self, step: &mut Step<'_>) {
+        let Some(due_us) = self.next_deadline() else { return };
+        let stall_us = step.now_us.saturating_sub(due_us);
+        if stall_us >= self.timing.stall_us {
+            self.with_swim(step, |swim, ctx| swim.forgive(stall_us, ctx));
+        }
+    }
+
+    fn datagram(&mut self, from: SocketAddr, bytes: &[u8], step: &mut Step<'_>) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let done = self.frame(from, bytes, &mut scratch, step);
+        self.scratch = scratch;
+        match done {
+            Some(()) => self.stats.accepted += 1,
+            None => self.stats.refused += 1,
+        }
+    }
+
+    /// `None`: not authentic, not fresh, or not for us. Nothing happened then.
+    fn frame(
+        &mut self,
+        from: SocketAddr,
+        bytes: &[u8],
+        scratch: &mut Vec<u8>,
+        step: &mut Step<'_>,
+    ) -> Option<()> {
+        let me = self.sender();
+        let opened = self.keys.open(me.nid, me.generation, bytes, scratch)?;
+        let mut reader = Reader::new(opened.plain);
+        let nid = Nid(reader.u64()?);
+        let generation = reader.varint()?;
+        let place = (opened.boot, opened.counter);
+        if !opened.bound {
+            // An open frame may greet and nothing else.
+            let Some(Message::Hello(u)) = Message::next(&mut reader) else { return None };
+            if u.nid != nid || u.generation != generation || opened.boot == self.net.boot() {
+                return None;
+            }
+            self.with_swim(step, |swim, ctx| swim.on_hello(from, &u, place, ctx));
+            return Some(());
+        }
+        if nid != me.nid {
+            self.swim.admit(nid, generation, place.0, place.1)?;
+        }
+        let dest = Dest { addr: from, to: Binding::To { nid, generation } };
+        while let Some(message) = Message::next(&mut reader) {
+            self.message(nid, dest, &message, step);
+            if nid == me.nid {
+                // Only a namesake's answer to our greeting gets here.
+                return Some(());
+            }
+        }
+        let known = self.swim.table.get(nid).is_some_and(|e| e.member.generation == generation);
+        if !known {
+            self.net.push(dest, tag::WHO_ARE_YOU, |_| {});
+        }
+        Some(())
+    }
+
+    fn message(&mut self, nid: Nid, dest: Dest, message: &Message<'_>, step: &mut Step<'_>) {
+        if nid == self.swim.table.my_nid() && !matches!(message, Message::HelloAck(_)) {
+            return;
+        }
+        match *message {
+            Message::Unicast(payload) => self.deliver(nid, payload, step),
+            Message::MapDigest(theirs) => {
+                self.with_map(step, |map, ctx| map.on_digest(dest, theirs, ctx));
+            }
+            Message::MapList { first, last, items } => {
+                let items = read_items(items);
+                self.with_map(step, |map, ctx| map.on_list(dest, (first, last), &items, ctx));
+            }
+            Message::MapPull(items) => {
+                let items = read_items(items);
+                self.with_map(step, |map, ctx| map.on_pull(dest, &items, ctx));
+            }
+            Message::MapAdvert(items) => {
+                let items = read_items(items);
+                self.with_map(step, |map, ctx| map.on_advert(dest, &items, ctx));
+            }
+            Message::MapRecord(bytes) => {
+                if let Some(record) = read_record(&mut Reader::new(bytes)) {
+                    self.with_map(step, |map, ctx| map.on_record(record, ctx));
+                }
+            }
+            Message::MapPiece { key, hash, total, offset, bytes } => {
+                self.with_map(step, |map, ctx| map.on_piece(key, hash, (total, offset), bytes, ctx))
+            }
+            _ => {
+                self.with_swim(step, |swim, ctx| swim.on_message(nid, dest, message, ctx));
+                match *message {
+                    Message::Ping { root, .. } => {
+                        self.with_map(step, |map, ctx| map.on_root(dest, root, ctx));
+                    }
+                    Message::HelloAck(_) if nid != self.swim.table.my_nid() => {
+                        self.with_map(step, |map, ctx| map.compare_now(dest, ctx));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, nid: Nid, payload: &[u8], step: &mut Step<'_>) {
+        // A stranger has no name to show; it is asked for it and may send again.
+        let Some(entry) = self.swim.table.get(nid) else { return };
+        let (from, payload) = (entry.member.name.to_string(), payload.to_vec());
+        step.out.push(Output::Event(Event::Unicast { from, payload }));
+    }
+
+    fn unicast(&mut self, to: &str, payload: Vec<u8>, step: &mut Step<'_>) -> Result<(), Error> {
+        if payload.len() > UNICAST_MAX_BYTES {
+            return Err(Error::Payload { to: to.to_owned(), len_bytes: payload.len() });
+        }
+        let Some(member) = self.member(to) else {
+            return Err(Error::NoSuchMember { name: to.to_owned() });
+        };
+        let nid = Nid::of(to);
+        if nid == self.swim.table.my_nid() {
+            let from = to.to_owned();
+            step.out.push(Output::Event(Event::Unicast { from, payload }));
+            return Ok(());
+        }
+        if !member.state.is_live() {
+            return Err(Error::WrongState { name: to.to_owned(), operation: "send to" });
+        }
+        if let Some(dest) = self.swim.table.get(nid).map(|e| e.dest(nid)) {
+            self.net.push(dest, tag::UNICAST, |out| out.extend_from_slice(&payload));
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, name: &str, step: &mut Step<'_>) -> Result<(), Error> {
+        if self.member(name).is_none() {
+            return Err(Error::NoSuchMember { name: name.to_owned() });
+        }
+        let nid = Nid::of(name);
+        if self.with_swim(step, |swim, ctx| swim.forget(nid, ctx)) {
+            return Ok(());
+        }
+        Err(Error::WrongState { name: name.to_owned(), operation: "forget" })
+    }
+}
+
+struct Step<'a> {
+    now_us: u64,
+    wall_ms: u64,
+    rng: &'a mut dyn Rng,
+    out: &'a mut Vec<Output>,
+}
+
+fn refuse(result: Result<(), Error>, step: &mut Step<'_>) {
+    if let Err(error) = result {
+        step.out.push(Output::Event(Event::Refused(error)));
+    }
+}
+
+fn read_items(mut reader: Reader<'_>) -> Vec<Item> {
+    // Bounded by the packet they came in.
+    std::iter::from_fn(|| Item::read(&mut reader)).collect()
 }

@@ -3,8 +3,8 @@
 //! ```text
 //! byte 0      version (low nibble) | kind (high nibble: 0 bound, 1 open)
 //! byte 1      key id
-//! 2..10       sender's boot id, random per boot  \ together the 96-bit nonce: never
-//! 10..14      counter, big endian                / the same twice under one key
+//! 2..9        sender's boot id, random per boot  \ together the 96-bit nonce: never
+//! 9..14       counter, big endian                / the same twice under one key
 //! 14..        AES-256-GCM ciphertext and tag
 //! ```
 //!
@@ -26,6 +26,10 @@ pub(crate) const HEADER_BYTES: usize = 14;
 const TAG_BYTES: usize = 16;
 /// What sealing adds to a payload.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
+/// Boot ids have 56 bits.
+pub(crate) const BOOT_MASK: u64 = (1 << 56) - 1;
+/// Frames of one boot: 34 years at 1,000 a second. The sender falls silent after that rather than use a nonce twice.
+pub(crate) const COUNTER_MAX: u64 = (1 << 40) - 1;
 /// Keys accepted at once: the old, the present and the next.
 pub const KEYS_MAX: usize = 3;
 
@@ -111,14 +115,14 @@ impl KeyRing {
     }
 
     /// Seals `plain`.
-    pub(crate) fn seal(&self, to: Binding, boot: u64, counter: u32, plain: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&self, to: Binding, boot: u64, counter: u64, plain: &[u8]) -> Vec<u8> {
+        let nonce = nonce_bytes(boot, counter);
         let mut frame = Vec::with_capacity(plain.len() + OVERHEAD_BYTES);
         frame.push(VERSION | to.kind() << 4);
         frame.push(self.primary.id);
-        frame.extend_from_slice(&boot.to_le_bytes());
-        frame.extend_from_slice(&counter.to_be_bytes());
+        frame.extend_from_slice(&nonce);
         let (aad, aad_len) = associated(&frame, to);
-        let nonce = nonce(boot, counter);
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
         frame.extend_from_slice(plain);
         let aad = aead::Aad::from(aad.get(..aad_len).unwrap_or(&[]));
         let (_, body) = frame.split_at_mut(HEADER_BYTES);
@@ -143,8 +147,9 @@ impl KeyRing {
         let mut reader = crate::wire::Reader::new(header);
         let first = reader.u8()?;
         let key = self.find(reader.u8()?)?;
-        let boot = reader.u64()?;
-        let counter = u32::from_be_bytes(reader.array()?);
+        let nonce = reader.array::<{ aead::NONCE_LEN }>()?;
+        let (boot, counter) = split_nonce(nonce);
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
         let to = match (first & 0x0f, first >> 4) {
             (VERSION, 0) => Binding::To { nid: me, generation },
             (VERSION, 1) => Binding::Open,
@@ -154,7 +159,7 @@ impl KeyRing {
         scratch.clear();
         scratch.extend_from_slice(body);
         let aad = aead::Aad::from(aad.get(..aad_len)?);
-        let plain = key.aead.open_in_place(nonce(boot, counter), aad, scratch).ok()?;
+        let plain = key.aead.open_in_place(nonce, aad, scratch).ok()?;
         Some(Opened { bound: to != Binding::Open, boot, counter, plain })
     }
 }
@@ -190,16 +195,19 @@ impl Binding {
 pub(crate) struct Opened<'a> {
     pub(crate) bound: bool,
     pub(crate) boot: u64,
-    pub(crate) counter: u32,
+    pub(crate) counter: u64,
     pub(crate) plain: &'a [u8],
 }
 
-fn nonce(boot: u64, counter: u32) -> aead::Nonce {
-    let mut bytes = [0u8; aead::NONCE_LEN];
-    let (left, right) = bytes.split_at_mut(8);
-    left.copy_from_slice(&boot.to_le_bytes());
-    right.copy_from_slice(&counter.to_be_bytes());
-    aead::Nonce::assume_unique_for_key(bytes)
+fn nonce_bytes(boot: u64, counter: u64) -> [u8; aead::NONCE_LEN] {
+    let word = u128::from(boot & BOOT_MASK) << 40 | u128::from(counter & COUNTER_MAX);
+    let [_, _, _, _, nonce @ ..] = word.to_be_bytes();
+    nonce
+}
+
+fn split_nonce(nonce: [u8; aead::NONCE_LEN]) -> (u64, u64) {
+    let word = nonce.iter().fold(0u128, |word, byte| word << 8 | u128::from(*byte));
+    ((word >> 40) as u64 & BOOT_MASK, word as u64 & COUNTER_MAX)
 }
 
 fn associated(header: &[u8], to: Binding) -> ([u8; HEADER_BYTES + 16], usize) {
@@ -220,21 +228,22 @@ fn associated(header: &[u8], to: Binding) -> ([u8; HEADER_BYTES + 16], usize) {
 /// Which counters of one sender boot have been seen: the newest and the 128 below it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Window {
-    newest: u32,
+    newest: u64,
     seen: u128,
 }
 
 impl Window {
     /// Marks a counter; `false` when it was seen before or is too old to tell. Counters start at 1.
-    pub(crate) fn admit(&mut self, counter: u32) -> bool {
+    pub(crate) fn admit(&mut self, counter: u64) -> bool {
         if counter > self.newest {
             let shift = counter - self.newest;
+            let shift = u32::try_from(shift).unwrap_or(u32::MAX);
             self.seen = self.seen.checked_shl(shift).unwrap_or(0) | 1;
             self.newest = counter;
             return true;
         }
         let age = self.newest - counter;
-        if age >= u128::BITS {
+        if age >= u64::from(u128::BITS) {
             return false;
         }
         let bit = 1u128 << age;

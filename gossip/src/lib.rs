@@ -8,6 +8,10 @@ mod error;
 pub mod frame;
 pub mod map;
 mod member;
+mod message;
+mod outbox;
+mod swim;
+mod timers;
 mod wire;
 
 pub use api::{Event, Expect, Input, Output, Persist};
@@ -15,7 +19,7 @@ pub use config::{
     BODY_MAX_BYTES, Config, KEY_MAX_BYTES, Limits, MEMBERS_MAX, NAME_MAX_BYTES, PACKET_MAX_BYTES,
     Profile, SEEDS_MAX, Timing, UNICAST_MAX_BYTES,
 };
-pub use core::{Gossip, Restored};
+pub use core::{Gossip, Restored, Stats};
 pub use error::Error;
 pub use frame::{KeyRing, SecretKey};
 pub use map::{Record, Rev};

@@ -109,7 +109,7 @@ pub fn check_key(key: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Body`].
-pub fn check_body(key: &str, body: &[u8]) -> Result<(), Error> {
+pub(crate) fn check_body(key: &str, body: &[u8]) -> Result<(), Error> {
     if body.len() > BODY_MAX_BYTES {
         return Err(Error::Body { key: key.to_owned(), len_bytes: body.len() });
     }

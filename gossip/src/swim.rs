@@ -1,0 +1,577 @@
+//! Membership: SWIM (Das, Gupta, Motivala 2002) with Lifeguard (Dadgar, Phillips, Currey 2017).
+//!
+//! ```text
+//!                 probe failed, or told so            timer ran out AND our own probe failed,
+//!        ┌───────┐ ───────────────────────▶ ┌─────────┐    or told so while suspecting   ┌──────┐
+//!   ────▶│ Alive │                          │ Suspect │ ────────────────────────────────▶│ Dead │
+//!        └───────┘ ◀─────────────────────── └─────────┘                                  └──────┘
+//!             ▲        higher incarnation (only the member itself makes one)                │
+//!             └─────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Differences from the papers, each for a measured reason:
+//! - every second probe goes to the live successor in hash order, so that a dead node's first failed probe is at most two
+//!   periods away instead of exponentially distributed;
+//! - a rumour of death about a member held alive only starts a suspicion with a probe of our own: two halves that buried
+//!   each other do not bury their own neighbours when they meet again;
+//! - a few hearers of a suspicion probe at once: confirmations (and the suspect's chance to refute) come early;
+//! - a late timer means that *we* stood still: nobody is blamed for that time.
+
+mod contact;
+mod health;
+mod probe;
+mod queue;
+mod suspicion;
+mod sync;
+pub(crate) mod table;
+
+pub(crate) use contact::Contact;
+
+use std::collections::BTreeMap;
+
+use rand::Rng;
+
+use crate::api::{Event, Output, Persist};
+use crate::config::{MEMBERS_MAX, Timing};
+use crate::frame::Window;
+use crate::member::{Member, MemberInfo, Nid, State};
+use crate::message::{Standing, Update, tag};
+use crate::outbox::{Dest, Outbox};
+use crate::swim::health::Health;
+use crate::swim::probe::{Probe, Relay};
+use crate::swim::queue::Queue;
+use crate::swim::table::Table;
+use crate::timers::Timers;
+
+/// Forgotten members remembered as such; the oldest give way.
+const FORGOTTEN_MAX: usize = 1024;
+/// Senders whose names we do not know yet; more are not listened to until some are introduced.
+const STRANGERS_MAX: usize = 1024;
+/// Peers of one rumour round.
+const FANOUT: usize = 3;
+/// Packets to one peer in one rumour round.
+const ROUND_PACKETS_MAX: usize = 4;
+/// How long nobody else can confirm what our disk remembers before we call it dead.
+const REMEMBERED_US: u64 = 60_000_000;
+/// A claim to our own name is stepped over this often a minute, then only reported.
+const OUTBID_MAX: u32 = 3;
+
+/// What a step works with.
+pub(crate) struct Ctx<'a> {
+    pub(crate) now_us: u64,
+    pub(crate) rng: &'a mut dyn Rng,
+    pub(crate) net: &'a mut Outbox,
+    pub(crate) out: &'a mut Vec<Output>,
+}
+
+impl Ctx<'_> {
+    pub(crate) fn event(&mut self, event: Event) {
+        self.out.push(Output::Event(event));
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Probe,
+    ProbeStage(u32),
+    Relay(u32),
+    Suspicion(Nid),
+    Flush,
+    Contact,
+    Remembered,
+    LeaveRound,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stranger {
+    generation: u64,
+    boot: u64,
+    window: Window,
+}
+
+/// The membership core.
+#[derive(Debug)]
+pub(crate) struct Swim {
+    pub(crate) table: Table,
+    timing: Timing,
+    health: Health,
+    timers: Timers<Timer>,
+    queue: Queue,
+    flush_at: Option<u64>,
+    flushed_us: u64,
+    probes: BTreeMap<u32, Probe>,
+    relays: BTreeMap<u32, Relay>,
+    seq: u32,
+    round: Vec<Nid>,
+    ring_turn: bool,
+    forgotten: BTreeMap<Nid, (u64, u64)>,
+    strangers: BTreeMap<Nid, Stranger>,
+    contact: Contact,
+    synced_view: u32,
+    sync_after_us: u64,
+    sync_wait_us: u64,
+    outbids: u32,
+    conflict_us: u64,
+    leave_rounds: Option<u32>,
+    started: bool,
+    pub(crate) root: u64,
+}
+
+impl Swim {
+    pub(crate) fn new(me: Member, timing: Timing, contact: Contact) -> Swim {
+        Swim {
+            table: Table::new(me),
+            timing,
+            health: Health::default(),
+            timers: Timers::new(),
+            queue: Queue::default(),
+            flush_at: None,
+            flushed_us: 0,
+            probes: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            seq: 0,
+            round: Vec::new(),
+            ring_turn: false,
+            forgotten: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            contact,
+            synced_view: 0,
+            sync_after_us: 0,
+            sync_wait_us: timing.sync_us,
+            outbids: 0,
+            conflict_us: 0,
+            leave_rounds: None,
+            started: false,
+            root: 0,
+        }
+    }
+
+    /// A member from our own disk: listed as dead and tried, but not passed on until somebody confirms it.
+    pub(crate) fn remember(&mut self, info: &MemberInfo, now_us: u64) {
+        let nid = Nid::of(&info.name);
+        if self.table.get(nid).is_some() || self.table.len() >= MEMBERS_MAX {
+            return;
+        }
+        let state = if info.state == State::Left { State::Left } else { State::Dead };
+        let member = Member {
+            name: info.name.as_str().into(),
+            addr: info.addr,
+            generation: info.generation,
+            incarnation: info.incarnation,
+            state,
+            rtt_us: 0,
+        };
+        self.table.insert(nid, member, true, now_us);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        self.timers.next()
+    }
+
+    pub(crate) fn health(&self) -> u32 {
+        self.health.score()
+    }
+
+    pub(crate) fn has_left(&self) -> bool {
+        self.leave_rounds == Some(0)
+    }
+
+    pub(crate) fn is_joined(&self) -> bool {
+        self.contact.joined
+    }
+
+    /// First step: everything starts at a random phase.
+    pub(crate) fn start(&mut self, ctx: &mut Ctx<'_>) {
+        if std::mem::replace(&mut self.started, true) {
+            return;
+        }
+        let phase = self.jitter(self.timing.probe_us, ctx);
+        self.timers.set(ctx.now_us + phase, Timer::Probe);
+        self.timers.set(ctx.now_us, Timer::Contact);
+        if self.table.len() > 1 {
+            self.timers.set(ctx.now_us + REMEMBERED_US, Timer::Remembered);
+        }
+    }
+
+    /// We stood still: what we waited for may have come and gone unseen.
+    pub(crate) fn forgive(&mut self, stall_us: u64, ctx: &mut Ctx<'_>) {
+        self.probes.clear();
+        self.relays.clear();
+        self.health.worse(1);
+        let suspects: Vec<Nid> = self.table.live().to_vec();
+        for nid in suspects {
+            let Some(entry) = self.table.touch(nid) else { continue };
+            let Some(suspicion) = entry.suspicion.as_mut() else { continue };
+            suspicion.verified = false;
+            suspicion.since_us += stall_us;
+            let old = suspicion.deadline_us;
+            suspicion.deadline_us = (old + stall_us).max(ctx.now_us + suspicion.min_us);
+            self.timers.cancel(old, Timer::Suspicion(nid));
+            self.timers.set(suspicion.deadline_us, Timer::Suspicion(nid));
+        }
+        ctx.event(Event::Stalled { stall_us });
+    }
+
+    /// Everything that is due.
+    pub(crate) fn timer(&mut self, ctx: &mut Ctx<'_>) {
+        while let Some((at_us, timer)) = self.timers.pop(ctx.now_us) {
+            match timer {
+                Timer::Probe => self.probe_tick(ctx),
+                Timer::ProbeStage(seq) => self.probe_stage(seq, at_us, ctx),
+                Timer::Relay(seq) => self.relay_due(seq, at_us, ctx),
+                Timer::Suspicion(nid) => self.suspicion_due(nid, at_us, ctx),
+                Timer::Flush if self.flush_at == Some(at_us) => self.flush(ctx),
+                Timer::Flush => {}
+                Timer::Contact => self.contact_tick(ctx),
+                Timer::Remembered => self.confirm_remembered(ctx),
+                Timer::LeaveRound => self.leave_round(ctx),
+            }
+        }
+    }
+
+    /// Whether a frame is fresh: known boot, counter not seen. `None`: drop it; `Some(false)`: we know no such member.
+    pub(crate) fn admit(
+        &mut self,
+        nid: Nid,
+        generation: u64,
+        boot: u64,
+        counter: u64,
+    ) -> Option<bool> {
+        if nid == self.table.my_nid() {
+            return None;
+        }
+        if let Some(entry) = self.table.touch(nid) {
+            if generation < entry.member.generation {
+                return None;
+            }
+            if generation == entry.member.generation && !entry.remembered {
+                if entry.boot == 0 {
+                    entry.boot = boot;
+                }
+                let fresh = entry.boot == boot && entry.window.admit(counter);
+                return fresh.then_some(true);
+            }
+        }
+        let full = self.strangers.len() >= STRANGERS_MAX;
+        match self.strangers.get_mut(&nid) {
+            Some(s) if generation < s.generation => return None,
+            Some(s) if generation == s.generation => {
+                return (s.boot == boot && s.window.admit(counter)).then_some(false);
+            }
+            None if full => return None,
+            _ => {}
+        }
+        let mut window = Window::default();
+        window.admit(counter);
+        self.strangers.insert(nid, Stranger { generation, boot, window });
+        Some(false)
+    }
+
+    /// News from somewhere.
+    pub(crate) fn apply(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
+        if u.nid == self.table.my_nid() {
+            return self.about_me(u, ctx);
+        }
+        if let Some(forgotten) = self.forgotten.get(&u.nid) {
+            if (u.generation, u.incarnation) <= *forgotten {
+                return;
+            }
+            self.forgotten.remove(&u.nid);
+        }
+        let Some(entry) = self.table.get(u.nid) else { return self.meet(u, ctx) };
+        let ours = (entry.member.generation, entry.member.incarnation);
+        let theirs = (u.generation, u.incarnation);
+        if theirs < ours || (u.generation > ours.0 && u.full.is_none()) {
+            // Older, or of a boot whose address we have not been told: table comparison will bring the full form.
+            return;
+        }
+        let (state, remembered) = (entry.member.state, entry.remembered);
+        match u.standing {
+            Standing::Forgotten => self.drop_member(u.nid, theirs, ctx),
+            Standing::Alive if theirs > ours || remembered => self.set(u, State::Alive, ctx),
+            Standing::Alive => {}
+            Standing::Left if theirs > ours || remembered || state != State::Left => {
+                self.set(u, State::Left, ctx);
+            }
+            Standing::Left => {}
+            Standing::Suspect if state.is_live() => self.accuse(u, false, ctx),
+            Standing::Suspect if theirs > ours || remembered => self.accuse(u, false, ctx),
+            Standing::Suspect => {}
+            Standing::Dead => match state {
+                State::Alive => self.accuse(u, true, ctx),
+                State::Suspect => self.set(u, State::Dead, ctx),
+                State::Dead | State::Left if theirs > ours || remembered => {
+                    self.set(u, State::Dead, ctx);
+                }
+                State::Dead | State::Left => {}
+            },
+        }
+    }
+
+    fn meet(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
+        let Some((name, addr)) = u.full else { return };
+        if self.table.len() >= MEMBERS_MAX || u.standing == Standing::Forgotten {
+            return;
+        }
+        let state = match u.standing {
+            Standing::Dead => State::Dead,
+            Standing::Left => State::Left,
+            _ => State::Alive,
+        };
+        let member = Member {
+            name: name.into(),
+            addr,
+            generation: u.generation,
+            incarnation: u.incarnation,
+            state,
+            rtt_us: 0,
+        };
+        ctx.out.push(Output::Persist(Persist::Member(member.info())));
+        ctx.event(Event::Member(member.clone()));
+        self.table.insert(u.nid, member, false, ctx.now_us);
+        self.introduce(u.nid);
+        self.news(u.nid, ctx);
+        if u.standing == Standing::Suspect {
+            self.accuse(u, false, ctx);
+        }
+    }
+
+    /// Counters seen while the sender was a stranger stay seen.
+    fn introduce(&mut self, nid: Nid) {
+        let Some(stranger) = self.strangers.get(&nid).copied() else { return };
+        let Some(entry) = self.table.touch(nid) else { return };
+        if stranger.generation <= entry.member.generation {
+            self.strangers.remove(&nid);
+        }
+        if stranger.generation == entry.member.generation {
+            entry.boot = stranger.boot;
+            entry.window = stranger.window;
+        }
+    }
+
+    /// Takes over what was said, into the given state, and passes it on.
+    fn set(&mut self, u: &Update<'_>, state: State, ctx: &mut Ctx<'_>) {
+        let now_us = ctx.now_us;
+        let changes = self.table.update(u.nid, |entry| {
+            let m = &mut entry.member;
+            let mut visible = m.state != state || m.generation != u.generation;
+            let mut lasting = m.generation != u.generation || entry.remembered;
+            if m.generation != u.generation {
+                entry.boot = 0;
+                entry.window = Window::default();
+                m.rtt_us = 0;
+            }
+            if let Some((_, addr)) = u.full
+                && m.addr != addr
+            {
+                m.addr = addr;
+                (visible, lasting) = (true, true);
+            }
+            lasting |= state == State::Left && m.state != State::Left;
+            (m.generation, m.incarnation, m.state) = (u.generation, u.incarnation, state);
+            entry.remembered = false;
+            entry.suspicion = None;
+            if visible {
+                entry.changed_us = now_us;
+            }
+            (visible, lasting)
+        });
+        let Some((visible, lasting)) = changes else { return };
+        self.introduce(u.nid);
+        self.news(u.nid, ctx);
+        let Some(entry) = self.table.get(u.nid) else { return };
+        if lasting {
+            ctx.out.push(Output::Persist(Persist::Member(entry.member.info())));
+        }
+        if visible {
+            ctx.event(Event::Member(entry.member.clone()));
+        }
+    }
+
+    /// Somebody talks about us.
+    fn about_me(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
+        let me = self.table.me();
+        let (mine, theirs) = ((me.generation, me.incarnation), (u.generation, u.incarnation));
+        if theirs < mine || self.leave_rounds.is_some() {
+            return;
+        }
+        let claimed = u.full.map(|(_, addr)| addr).filter(|addr| *addr != me.addr);
+        let outbid = u.generation > me.generation;
+        if u.standing == Standing::Alive {
+            if let Some(addr) = claimed
+                && (u.generation == me.generation || self.outbids >= OUTBID_MAX)
+            {
+                self.conflict(addr, ctx);
+            }
+            if theirs == mine {
+                return;
+            }
+        }
+        if outbid {
+            // Our boot counter was lost, or another node has our name. Once is normal, a duel is not.
+            if self.outbids >= OUTBID_MAX {
+                return;
+            }
+            self.outbids += 1;
+            ctx.out.push(Output::Persist(Persist::Generation(u.generation + 1)));
+        }
+        self.table.update(self.table.my_nid(), |entry| {
+            let m = &mut entry.member;
+            if outbid {
+                (m.generation, m.incarnation) = (u.generation + 1, 0);
+            } else {
+                m.incarnation = u.incarnation + 1;
+            }
+        });
+        if u.standing == Standing::Suspect {
+            self.health.worse(1);
+        }
+        self.news(self.table.my_nid(), ctx);
+    }
+
+    fn conflict(&mut self, addr: std::net::SocketAddr, ctx: &mut Ctx<'_>) {
+        const QUIET_US: u64 = 10_000_000;
+        if self.conflict_us == 0 || ctx.now_us >= self.conflict_us + QUIET_US {
+            self.conflict_us = ctx.now_us.max(1);
+            ctx.event(Event::NameConflict { addr });
+        }
+    }
+
+    /// Puts a member first in line of the rumours and sees to it that they leave soon.
+    fn news(&mut self, nid: Nid, ctx: &mut Ctx<'_>) {
+        const BREATH_US: u64 = 50_000;
+        self.queue.push(nid);
+        let spread = self.timing.eager_us / 2 + self.jitter(self.timing.eager_us, ctx);
+        let soon = (ctx.now_us + spread).max(self.flushed_us + BREATH_US);
+        if self.flush_at.is_none_or(|at| at > soon) {
+            self.flush_at = Some(soon);
+            self.timers.set(soon, Timer::Flush);
+        }
+    }
+
+    /// One rumour round.
+    fn flush(&mut self, ctx: &mut Ctx<'_>) {
+        self.flush_at = None;
+        self.flushed_us = ctx.now_us;
+        for nid in self.table.pick(FANOUT, &[], ctx.rng) {
+            let Some(dest) = self.table.get(nid).map(|e| e.dest(nid)) else { continue };
+            for _ in 0..ROUND_PACKETS_MAX {
+                let room = crate::outbox::ROOM_BYTES - 3;
+                let mut packed = Vec::with_capacity(room);
+                if self.pack(&mut packed, room, Some(nid)) == 0 {
+                    break;
+                }
+                ctx.net.push(dest, tag::UPDATES, |out| out.extend_from_slice(&packed));
+                if packed.len() + 64 < room {
+                    break;
+                }
+            }
+        }
+        if !self.queue.is_empty() {
+            let at_us = ctx.now_us + self.timing.gossip_us;
+            self.flush_at = Some(at_us);
+            self.timers.set(at_us, Timer::Flush);
+        }
+    }
+
+    /// Writes queued news into `room` bytes; returns how many.
+    fn pack(&mut self, packed: &mut Vec<u8>, room: usize, to: Option<Nid>) -> usize {
+        let mut sent = Vec::new();
+        let mut one = Vec::with_capacity(96);
+        for nid in self.queue.iter() {
+            if Some(nid) == to && self.table.get(nid).is_some_and(|e| e.suspicion.is_none()) {
+                continue;
+            }
+            one.clear();
+            self.write_update(nid, false, &mut one);
+            if packed.len() + one.len() > room {
+                break;
+            }
+            packed.extend_from_slice(&one);
+            sent.push(nid);
+        }
+        // Lambda 4 of memberlist, per decade of members.
+        let decades = (self.table.live().len() + 1).ilog10() + 1;
+        self.queue.sent(&sent, 4 * decades);
+        sent.len()
+    }
+
+    /// Riders for a packet that leaves anyway. `packet` already has its head.
+    pub(crate) fn ride(&mut self, dest: Dest, packet: &mut Vec<u8>, room: usize) {
+        const MIN_BYTES: usize = 40;
+        let crate::frame::Binding::To { nid, .. } = dest.to else { return };
+        if self.queue.is_empty() || room < MIN_BYTES {
+            return;
+        }
+        let mut packed = Vec::new();
+        if self.pack(&mut packed, room - 3, Some(nid)) > 0 {
+            packet.push(tag::UPDATES);
+            crate::wire::put_varint(packet, packed.len() as u64);
+            packet.extend_from_slice(&packed);
+        }
+    }
+
+    /// What we hold to be true of a member, for the wire.
+    fn write_update(&self, nid: Nid, full: bool, out: &mut Vec<u8>) {
+        if let Some((generation, incarnation)) = self.forgotten.get(&nid) {
+            let (generation, incarnation) = (*generation, *incarnation);
+            let (full, accusers) = (None, Default::default());
+            let standing = Standing::Forgotten;
+            return Update { nid, full, generation, incarnation, standing, accusers }.write(out);
+        }
+        let Some(entry) = self.table.get(nid) else { return };
+        let m = &entry.member;
+        let full = (full || m.state == State::Alive).then_some((&*m.name, m.addr));
+        let accusers = entry.suspicion.as_ref().map(|s| s.accusers).unwrap_or_default();
+        Update {
+            nid,
+            full,
+            generation: m.generation,
+            incarnation: m.incarnation,
+            standing: m.state.into(),
+            accusers,
+        }
+        .write(out);
+    }
+
+    fn push_update(&self, dest: Dest, nid: Nid, full: bool, ctx: &mut Ctx<'_>) {
+        ctx.net.push(dest, tag::UPDATES, |out| self.write_update(nid, full, out));
+    }
+
+    /// An operator's request to drop a dead or departed member. `false` when it still takes part.
+    pub(crate) fn forget(&mut self, nid: Nid, ctx: &mut Ctx<'_>) -> bool {
+        let Some(entry) = self.table.get(nid) else { return false };
+        if entry.member.state.is_live() || nid == self.table.my_nid() {
+            return false;
+        }
+        let place = (entry.member.generation, entry.member.incarnation);
+        self.drop_member(nid, place, ctx);
+        true
+    }
+
+    fn drop_member(&mut self, nid: Nid, place: (u64, u64), ctx: &mut Ctx<'_>) {
+        let Some(entry) = self.table.remove(nid) else { return };
+        if self.forgotten.len() >= FORGOTTEN_MAX {
+            // It will at worst be listed as dead again.
+            self.forgotten.pop_first();
+        }
+        self.forgotten.insert(nid, place);
+        self.news(nid, ctx);
+        let name = entry.member.name.to_string();
+        ctx.out.push(Output::Persist(Persist::Forgotten { name: name.clone() }));
+        ctx.event(Event::Forgotten { name });
+    }
+
+    /// This node is reached elsewhere from now on.
+    pub(crate) fn readdress(&mut self, addr: std::net::SocketAddr, ctx: &mut Ctx<'_>) {
+        self.table.update(self.table.my_nid(), |entry| {
+            entry.member.addr = addr;
+            entry.member.incarnation += 1;
+        });
+        self.news(self.table.my_nid(), ctx);
+    }
+
+    fn jitter(&self, bound_us: u64, ctx: &mut Ctx<'_>) -> u64 {
+        table::below(ctx.rng, bound_us.max(1) as usize) as u64
+    }
+}

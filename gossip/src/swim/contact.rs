@@ -1,0 +1,208 @@
+//! Finding the flock, finding it again, and saying goodbye.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::api::Event;
+use crate::config::SEEDS_MAX;
+use crate::frame::{Binding, Window};
+use crate::member::State;
+use crate::message::{Accusers, Standing, Update, tag};
+use crate::outbox::Dest;
+use crate::swim::{Ctx, Swim, Timer, table};
+
+/// Addresses greeted at once while alone.
+const GREET: usize = 3;
+/// Boots whose greetings are guarded against replay; the whole table is dropped when full.
+const GREETERS_MAX: usize = 512;
+/// Greetings answered a second; the rest is ignored.
+const ANSWERS_PER_S: u64 = 500;
+/// Members told of a farewell directly.
+const FAREWELL: usize = 16;
+const FAREWELL_ROUNDS: u32 = 3;
+const FAREWELL_US: u64 = 100_000;
+/// Shortest time between two greetings while not alone.
+const RECONNECT_MIN_US: u64 = 1_000_000;
+
+/// State of the search.
+#[derive(Debug, Default)]
+pub(crate) struct Contact {
+    pub(super) seeds: Vec<SocketAddr>,
+    pub(super) joined: bool,
+    tries: u32,
+    greeters: BTreeMap<u64, Window>,
+    answer_second: u64,
+    answers: u64,
+}
+
+impl Contact {
+    pub(crate) fn new(seeds: &[SocketAddr]) -> Contact {
+        let mut contact = Contact::default();
+        contact.add(seeds);
+        contact
+    }
+
+    fn add(&mut self, seeds: &[SocketAddr]) {
+        for seed in seeds {
+            if self.seeds.len() < SEEDS_MAX && !self.seeds.contains(seed) {
+                self.seeds.push(*seed);
+            }
+        }
+    }
+
+    /// Whether a greeting may be answered: never twice, and not too many.
+    fn admit(&mut self, boot: u64, counter: u64, now_us: u64) -> bool {
+        let second = now_us / 1_000_000;
+        if second != self.answer_second {
+            (self.answer_second, self.answers) = (second, 0);
+        }
+        if self.answers >= ANSWERS_PER_S {
+            return false;
+        }
+        if self.greeters.len() >= GREETERS_MAX && !self.greeters.contains_key(&boot) {
+            // A replay then gets one answer no longer than itself; it never changes anything.
+            self.greeters.clear();
+        }
+        let fresh = self.greeters.entry(boot).or_default().admit(counter);
+        self.answers += u64::from(fresh);
+        fresh
+    }
+}
+
+impl Swim {
+    /// More places to look.
+    pub(crate) fn join(&mut self, seeds: &[SocketAddr], ctx: &mut Ctx<'_>) {
+        self.contact.add(seeds);
+        self.contact.tries = 0;
+        for seed in seeds.iter().take(SEEDS_MAX) {
+            if *seed != self.table.me().addr && !self.table.has_live_addr(*seed) {
+                self.greet(*seed, ctx);
+            }
+        }
+    }
+
+    /// Looks for somebody: hard while alone, now and then for the dead when not.
+    pub(super) fn contact_tick(&mut self, ctx: &mut Ctx<'_>) {
+        let alone = self.table.live().is_empty();
+        let mut places = self.places();
+        let wait_us = if alone {
+            // Without anybody to look for, this node is the flock.
+            if places.is_empty() && !self.contact.joined && self.contact.seeds.is_empty() {
+                self.joined(ctx);
+            }
+            let stretch = u64::from(self.contact.tries.min(8));
+            self.timing.join_us * (1 + stretch)
+        } else {
+            let live = self.table.live().len() as u64 + 1;
+            (self.timing.reconnect_us * live).max(RECONNECT_MIN_US)
+        };
+        let spread = self.jitter(wait_us / 4, ctx);
+        self.timers.set(ctx.now_us + wait_us + spread, Timer::Contact);
+        if self.leave_rounds.is_some() {
+            return;
+        }
+        self.contact.tries = self.contact.tries.saturating_add(1);
+        table::shuffle(&mut places, ctx.rng);
+        for addr in places.into_iter().take(if alone { GREET } else { 1 }) {
+            self.greet(addr, ctx);
+        }
+    }
+
+    /// Addresses of dead members, and seeds at which no live member sits.
+    fn places(&self) -> Vec<SocketAddr> {
+        let me = self.table.me().addr;
+        let dead = self.table.others().filter(|(_, e)| e.member.state == State::Dead);
+        let mut places: Vec<SocketAddr> = dead.map(|(_, e)| e.member.addr).collect();
+        let unknown = |addr: &&SocketAddr| **addr != me && !self.table.has_live_addr(**addr);
+        places.extend(self.contact.seeds.iter().filter(unknown));
+        places.sort();
+        places.dedup();
+        places
+    }
+
+    fn greet(&mut self, addr: SocketAddr, ctx: &mut Ctx<'_>) {
+        let dest = Dest { addr, to: Binding::Open };
+        self.push_me(dest, tag::HELLO, ctx);
+    }
+
+    fn push_me(&self, dest: Dest, tag: u8, ctx: &mut Ctx<'_>) {
+        let me = self.table.me().info();
+        ctx.net.push(dest, tag, |out| Update::of(&me).write(out));
+    }
+
+    /// An open frame greets us. It is answered, not believed: it might be a recording.
+    pub(crate) fn on_hello(
+        &mut self,
+        from: SocketAddr,
+        u: &Update<'_>,
+        (boot, counter): (u64, u64),
+        ctx: &mut Ctx<'_>,
+    ) {
+        if self.leave_rounds.is_some() || !self.contact.admit(boot, counter, ctx.now_us) {
+            return;
+        }
+        let to = Binding::To { nid: u.nid, generation: u.generation };
+        self.push_me(Dest { addr: from, to }, tag::HELLO_ACK, ctx);
+    }
+
+    /// Our greeting was answered, to us alone: introduce ourselves and compare views.
+    pub(super) fn on_hello_ack(&mut self, dest: Dest, u: &Update<'_>, ctx: &mut Ctx<'_>) {
+        if u.nid == self.table.my_nid() {
+            if let Some((_, addr)) = u.full
+                && addr != self.table.me().addr
+            {
+                self.conflict(addr, ctx);
+            }
+            return;
+        }
+        self.apply(u, ctx);
+        self.push_update(dest, self.table.my_nid(), true, ctx);
+        if self.table.get(u.nid).is_some_and(|e| e.member.state != State::Alive) {
+            // It lives but does not know that it has to refute.
+            self.push_update(dest, u.nid, false, ctx);
+        }
+        self.push_digest(dest, ctx);
+    }
+
+    /// The first peer has sent what it knows.
+    pub(super) fn joined(&mut self, ctx: &mut Ctx<'_>) {
+        if !std::mem::replace(&mut self.contact.joined, true) {
+            let members = self.table.live().len() + 1;
+            ctx.event(Event::Joined { members });
+        }
+    }
+
+    /// Starts the farewell.
+    pub(crate) fn leave(&mut self, ctx: &mut Ctx<'_>) {
+        if self.leave_rounds.is_none() {
+            self.leave_rounds = Some(FAREWELL_ROUNDS);
+            self.table.update(self.table.my_nid(), |e| e.member.state = State::Left);
+            self.leave_round(ctx);
+        }
+    }
+
+    pub(super) fn leave_round(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(rounds) = self.leave_rounds.filter(|r| *r > 0) else { return };
+        let me = self.table.me();
+        let update = Update {
+            nid: self.table.my_nid(),
+            full: None,
+            generation: me.generation,
+            incarnation: me.incarnation,
+            standing: Standing::Left,
+            accusers: Accusers::default(),
+        };
+        let told = self.table.pick(FAREWELL, &[], ctx.rng);
+        for nid in &told {
+            let Some(dest) = self.table.get(*nid).map(|e| e.dest(*nid)) else { continue };
+            ctx.net.push(dest, tag::UPDATES, |out| update.write(out));
+        }
+        let left = if told.is_empty() { 0 } else { rounds - 1 };
+        self.leave_rounds = Some(left);
+        if left == 0 {
+            ctx.event(Event::Left);
+        } else {
+            self.timers.set(ctx.now_us + FAREWELL_US, Timer::LeaveRound);
+        }
+    }
+}

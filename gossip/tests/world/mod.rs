@@ -1,0 +1,289 @@
+//! A flock on virtual time: one thread, one seed, no sockets.
+#![allow(dead_code)] // Each test file uses its own part.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use gossip::{
+    Config, Event, Gossip, Identity, Input, KeyRing, Output, Profile, SecretKey, State,
+};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, SeedableRng};
+
+pub const MS: u64 = 1_000;
+pub const S: u64 = 1_000_000;
+
+pub struct Node {
+    pub gossip: Gossip,
+    pub up: bool,
+    pub paused: bool,
+    pub events: Vec<(u64, Event)>,
+    pub sent_bytes: u64,
+    pub sent: u64,
+    pub wall_skew_ms: i64,
+    rng: Xoshiro256PlusPlus,
+    inbox: Vec<(SocketAddr, Vec<u8>)>,
+    deadline: Option<u64>,
+    generation: u64,
+    cfg: Config,
+}
+
+pub struct World {
+    pub now: u64,
+    pub nodes: Vec<Node>,
+    /// Lost datagrams in 1/1000.
+    pub loss: u64,
+    pub latency_us: (u64, u64),
+    /// Drops what goes from the first to the second.
+    pub cut: Box<dyn Fn(usize, usize) -> bool>,
+    pub recording: Option<Vec<(usize, SocketAddr, Vec<u8>)>>,
+    wire: BTreeMap<(u64, u64), (usize, SocketAddr, Vec<u8>)>,
+    due: BTreeSet<(u64, usize)>,
+    order: u64,
+    rng: Xoshiro256PlusPlus,
+}
+
+pub fn keys() -> KeyRing {
+    KeyRing::new(&SecretKey::new(1, [7; 32]))
+}
+
+pub fn addr(node: usize) -> SocketAddr {
+    let [_, b, c, d] = (node as u32).to_be_bytes();
+    SocketAddr::new(Ipv4Addr::new(10, b, c, d).into(), 7946)
+}
+
+pub fn name(node: usize) -> String {
+    format!("node-{node:05}")
+}
+
+const WALL_MS: u64 = 1_700_000_000_000;
+
+impl World {
+    pub fn new(seed: u64) -> World {
+        World {
+            now: 5 * S,
+            nodes: Vec::new(),
+            loss: 0,
+            latency_us: (100, 500),
+            cut: Box::new(|_, _| false),
+            recording: None,
+            wire: BTreeMap::new(),
+            due: BTreeSet::new(),
+            order: 0,
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+        }
+    }
+
+    /// Starts `count` more nodes that join through the first node.
+    pub fn spawn(&mut self, count: usize) {
+        self.spawn_with(count, |_| {});
+    }
+
+    pub fn spawn_with(&mut self, count: usize, tune: impl Fn(&mut Config)) {
+        for _ in 0..count {
+            let mut cfg = Config::new(keys(), Profile::Lan);
+            cfg.seeds = vec![addr(0)];
+            tune(&mut cfg);
+            let index = self.nodes.len();
+            let node = Node {
+                gossip: boot(index, 1, cfg.clone()),
+                up: true,
+                paused: false,
+                events: Vec::new(),
+                sent_bytes: 0,
+                sent: 0,
+                wall_skew_ms: 0,
+                rng: Xoshiro256PlusPlus::seed_from_u64(self.rng.next_u64()),
+                inbox: Vec::new(),
+                deadline: None,
+                generation: 1,
+                cfg,
+            };
+            self.nodes.push(node);
+            self.input(index, Input::Timer);
+        }
+    }
+
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].up = false;
+        self.arm(node);
+    }
+
+    /// A new boot with an empty memory but for the boot counter.
+    pub fn restart(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        n.generation += 1;
+        n.up = true;
+        n.inbox.clear();
+        n.gossip = boot(node, n.generation, n.cfg.clone());
+        self.input(node, Input::Timer);
+    }
+
+    /// The process stands still; what arrives waits in the socket (4,096 datagrams).
+    pub fn pause(&mut self, node: usize) {
+        self.nodes[node].paused = true;
+        self.arm(node);
+    }
+
+    pub fn resume(&mut self, node: usize) {
+        self.nodes[node].paused = false;
+        for (from, bytes) in std::mem::take(&mut self.nodes[node].inbox) {
+            self.input(node, Input::Datagram { from, bytes: &bytes });
+        }
+        self.input(node, Input::Timer);
+    }
+
+    pub fn input(&mut self, node: usize, input: Input<'_>) {
+        let mut out = Vec::new();
+        let n = &mut self.nodes[node];
+        let wall = (WALL_MS + self.now / 1000).saturating_add_signed(n.wall_skew_ms);
+        n.gossip.step(self.now, wall, input, &mut n.rng, &mut out);
+        self.arm(node);
+        for output in out {
+            match output {
+                Output::Send { to, bytes } => self.send(node, to, bytes),
+                Output::Event(event) => self.nodes[node].events.push((self.now, event)),
+                _ => {}
+            }
+        }
+    }
+
+    pub fn put(&mut self, node: usize, key: &str, body: &[u8]) {
+        let expect = gossip::Expect::Any;
+        self.input(node, Input::Put { key, body: body.to_vec(), expect });
+    }
+
+    fn send(&mut self, from: usize, to: SocketAddr, bytes: Vec<u8>) {
+        assert!(bytes.len() <= gossip::PACKET_MAX_BYTES);
+        self.nodes[from].sent_bytes += bytes.len() as u64;
+        self.nodes[from].sent += 1;
+        let SocketAddr::V4(v4) = to else { return };
+        let [_, b, c, d] = v4.ip().octets();
+        let target = u32::from_be_bytes([0, b, c, d]) as usize;
+        if target >= self.nodes.len() || (self.cut)(from, target) {
+            return;
+        }
+        if self.rng.next_u64() % 1000 < self.loss {
+            return;
+        }
+        let (low, high) = self.latency_us;
+        let at = self.now + low + self.rng.next_u64() % (high - low + 1);
+        self.order += 1;
+        if let Some(recording) = &mut self.recording {
+            recording.push((target, addr(from), bytes.clone()));
+        }
+        self.wire.insert((at, self.order), (target, addr(from), bytes));
+    }
+
+    fn arm(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        if let Some(old) = n.deadline.take() {
+            self.due.remove(&(old, node));
+        }
+        if n.up && !n.paused {
+            n.deadline = n.gossip.next_deadline();
+            if let Some(at) = n.deadline {
+                self.due.insert((at, node));
+            }
+        }
+    }
+
+    /// Runs for a time.
+    pub fn run(&mut self, time: u64) {
+        self.run_until(self.now + time, |_| false);
+    }
+
+    /// Runs until a condition holds, looked at every 10 ms; `None` when it never did.
+    pub fn until(&mut self, limit: u64, done: impl Fn(&World) -> bool) -> Option<u64> {
+        let start = self.now;
+        let mut met = done(self);
+        while !met && self.now < start + limit {
+            self.run(10 * MS);
+            met = done(self);
+        }
+        met.then(|| self.now - start)
+    }
+
+    fn run_until(&mut self, end: u64, stop: impl Fn(&World) -> bool) {
+        while !stop(self) {
+            let wire = self.wire.first_key_value().map(|(k, _)| k.0);
+            let due = self.due.first().map(|d| d.0);
+            let next = [wire, due].into_iter().flatten().min().unwrap_or(end);
+            if next > end {
+                break;
+            }
+            self.now = self.now.max(next);
+            if wire.is_some_and(|w| w <= self.now)
+                && let Some((_, (to, from, bytes))) = self.wire.pop_first()
+            {
+                let n = &mut self.nodes[to];
+                if n.up && !n.paused {
+                    self.input(to, Input::Datagram { from, bytes: &bytes });
+                } else if n.paused && n.inbox.len() < 4096 {
+                    n.inbox.push((from, bytes));
+                }
+            } else if let Some((at, node)) = self.due.first().copied() {
+                if at > self.now {
+                    break;
+                }
+                self.input(node, Input::Timer);
+            } else {
+                break;
+            }
+        }
+        self.now = end;
+    }
+
+    /// Live members as a node sees them, itself included.
+    pub fn live(&self, node: usize) -> usize {
+        1 + self.nodes[node].gossip.members().filter(|m| m.state.is_live()).count()
+    }
+
+    pub fn up(&self) -> impl Iterator<Item = usize> {
+        (0..self.nodes.len()).filter(|n| self.nodes[*n].up)
+    }
+
+    /// Everybody up sees exactly everybody up.
+    pub fn agreed(&self) -> bool {
+        let up = self.up().count();
+        self.up().all(|n| self.live(n) == up)
+    }
+
+    pub fn roots_equal(&self) -> bool {
+        let mut roots = self.up().map(|n| self.nodes[n].gossip.root());
+        let first = roots.next();
+        roots.all(|r| Some(r) == first)
+    }
+
+    pub fn state(&self, at: usize, of: usize) -> Option<State> {
+        self.nodes[at].gossip.member(&name(of)).map(|m| m.state)
+    }
+
+    /// (when, who, whom) of every death noticed.
+    pub fn deaths(&self) -> Vec<(u64, usize, String)> {
+        let mut deaths = Vec::new();
+        for (index, node) in self.nodes.iter().enumerate() {
+            for (at, event) in &node.events {
+                if let Event::Member(m) = event
+                    && m.state == State::Dead
+                {
+                    deaths.push((*at, index, m.name.to_string()));
+                }
+            }
+        }
+        deaths
+    }
+
+    pub fn clear_events(&mut self) {
+        for node in &mut self.nodes {
+            node.events.clear();
+            node.sent_bytes = 0;
+            node.sent = 0;
+        }
+    }
+}
+
+fn boot(index: usize, generation: u64, cfg: Config) -> Gossip {
+    let me = Identity { name: name(index), generation, addr: addr(index) };
+    Gossip::new(cfg, me).expect("the name is valid")
+}
