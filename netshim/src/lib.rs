@@ -5,8 +5,13 @@ mod counters;
 mod error;
 pub mod ipam;
 pub mod keys;
+mod netlink;
 pub mod overlay;
+pub mod path;
 pub mod podnet;
+pub mod session;
+mod sys;
+pub mod wire;
 
 pub use counters::{Count, Drop, Stats};
 pub use error::Error;

@@ -212,6 +212,9 @@ impl Flock {
 }
 
 proptest! {
+    // Each case walks the whole prefix table several times.
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
     /// Whatever the order of messages and timers, the flock ends with one prefix a node, all different.
     #[test]
     fn claims_converge(
