@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
-use crate::store::BlobKind;
+use crate::record::BlobKind;
 use crate::tarfmt::TarFault;
 
 /// Short form used everywhere in this crate.

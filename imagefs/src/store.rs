@@ -1,209 +1,399 @@
-//! The store: blobs, layers and references on disk.
+//! The store: blobs, layers and references of one node on disk.
+//!
+//! ```text
+//! <root>/lock  state                               one process; boot id of an unclean end
+//!        blobs/sha256/<hex>                        manifests and configs
+//!        layers/<diff_id>/{tar,idx.v1,pieces,meta.v1}
+//!        refs/<name>                               ImageRecord as JSON, written last
+//!        ingest/<n>/  trash/<n>/                   dropped at open
+//!        up/<name>/                                upper directories of containers
+//! ```
+//!
+//! Every name outside `ingest/` and `trash/` appears by a rename after an fsync of what it names.
 
-use std::fmt;
+mod gc;
+mod ingest;
+mod layer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
+use rustix::fs::{FlockOperation, flock};
+
+pub use gc::{GcReport, Pin};
+pub use ingest::Ingest;
+pub(crate) use ingest::IngestDir;
+pub(crate) use layer::{LayerFiles, LayerWriter, tar_error};
 
 use crate::digest::Digest;
+use crate::disk;
 use crate::error::{Error, Result};
-use crate::oci::RunConfig;
+use crate::oci::{CONFIG_BYTES_MAX, Config, Document, MANIFEST_BYTES_MAX, Manifest, Platform};
+use crate::record::{BlobKind, BlobRef, Image, ImageRecord, LayerRecord, reference};
 
-/// What a blob is; decides where it lies and how it is verified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BlobKind {
-    /// An image manifest.
-    Manifest,
-    /// An image config.
-    Config,
-    /// A layer's *uncompressed* tar, addressed by its diff_id.
-    Layer,
+/// Largest reference file read.
+const REF_BYTES_MAX: u64 = 64 << 10;
+
+/// What a store accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A compressed stream may grow to `ratio_slack_bytes` plus this many times its own length.
+    pub ratio_max: u64,
+    /// Growth that is always allowed, bytes.
+    pub ratio_slack_bytes: u64,
+    /// Uncompressed size of one image, bytes; also of one layer.
+    pub image_bytes_max: u64,
+    /// Space that must stay free on the store's filesystem, bytes.
+    pub reserve_bytes: u64,
 }
 
-impl fmt::Display for BlobKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            BlobKind::Manifest => "manifest",
-            BlobKind::Config => "config",
-            BlobKind::Layer => "layer",
-        })
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            ratio_max: 100,
+            ratio_slack_bytes: 256 << 20,
+            image_bytes_max: 64 << 30,
+            reserve_bytes: 64 << 20,
+        }
     }
 }
 
-/// One thing to fetch or serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct BlobRef {
-    /// What it is.
-    pub kind: BlobKind,
-    /// Its digest; of a layer the diff_id.
-    pub digest: Digest,
-    /// Its exact size, bytes.
-    pub size_bytes: u64,
-}
-
-/// A layer in an image record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerRecord {
-    /// SHA-256 of the uncompressed tar.
-    pub diff_id: Digest,
-    /// Length of the uncompressed tar.
-    pub size_bytes: u64,
-    /// fs-verity digest of the uncompressed tar; commits to the piece list.
-    pub verity: Digest,
-}
-
-/// What the flock knows of an image: the body of `i/<reference>`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRecord {
-    /// Normalised name, `hello:latest`.
-    pub reference: String,
-    /// The manifest blob.
-    pub manifest_digest: Digest,
-    /// Its size, bytes.
-    pub manifest_bytes: u64,
-    /// The config blob.
-    pub config_digest: Digest,
-    /// Its size, bytes.
-    pub config_bytes: u64,
-    /// `os/arch`.
-    pub platform: String,
-    /// Lowest first.
-    pub layers: Vec<LayerRecord>,
-}
-
-impl ImageRecord {
-    /// Versioned binary form, under 16 KiB for every image within the limits. Later versions append fields; they are
-    /// skipped here.
-    pub fn encode(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// The inverse of [`encode`](Self::encode).
-    pub fn decode(_bytes: &[u8]) -> Result<ImageRecord> {
-        Err(Error::Kernel { feature: "", hint: "" })
-    }
-
-    /// Everything the image consists of: manifest, config, then the distinct layers, lowest first.
-    pub fn blobs(&self) -> Vec<BlobRef> {
-        Vec::new()
-    }
-}
-
-/// An image that is completely here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// What it consists of.
-    pub record: ImageRecord,
-    /// How it wants to be run.
-    pub config: RunConfig,
-}
-
-/// The store of one node. All methods take `&self`; share it behind an `Arc` between threads.
-#[derive(Debug)]
+/// The store of one node: a handle, cheap to clone and to send to other threads. The store stays locked against other
+/// processes until the last handle, [`Ingest`] and [`Pin`] is gone.
+#[derive(Debug, Clone)]
 pub struct Store {
-    root: PathBuf,
+    shared: Arc<Shared>,
 }
 
-/// What a garbage collection removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GcReport {
-    /// Manifests and configs.
-    pub blobs: u64,
-    /// Layers.
-    pub layers: u64,
-    /// Bytes given back, as the sum of file sizes.
-    pub freed_bytes: u64,
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    limits: Limits,
+    /// Held for its flock.
+    _lock: File,
+    next: AtomicU64,
+    /// Held while references are written and while garbage is collected.
+    gate: Mutex<()>,
+    pins: Mutex<gc::Pins>,
+    /// Layers that were here when the machine went down uncleanly; rehashed before use.
+    suspect: Mutex<BTreeSet<Digest>>,
+}
+
+/// A poisoned lock only says that a panic happened elsewhere; the data behind ours are consistent at every step.
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Store {
-    /// Opens or makes a store, takes its lock and drops what an earlier process left in `ingest/` and `trash/`.
+    /// Opens or makes a store with the default [`Limits`], takes its lock and drops what an earlier process left in
+    /// `ingest/` and `trash/`.
     pub fn open(root: impl AsRef<Path>) -> Result<Store> {
-        Ok(Store { root: root.as_ref().into() })
+        Store::open_with(root, Limits::default())
     }
 
-    /// Where it is.
+    /// As [`open`](Self::open), with limits.
+    pub fn open_with(root: impl AsRef<Path>, limits: Limits) -> Result<Store> {
+        let root = root.as_ref();
+        std::fs::create_dir_all(root).map_err(|e| Error::io("mkdir", root, e))?;
+        let root = root.canonicalize().map_err(|e| Error::io("canonicalize", root, e))?;
+        let lock_path = root.join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|e| Error::io("open", &lock_path, e))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::StoreInUse { path: root }),
+            Err(e) => return Err(Error::io("flock", lock_path, e)),
+        }
+        for dir in ["blobs", "blobs/sha256", "layers", "refs", "ingest", "trash", "up"] {
+            disk::make_dir(&root.join(dir))?;
+        }
+        for dir in ["ingest", "trash"] {
+            for name in disk::names(&root.join(dir))? {
+                disk::remove_tree(&root.join(dir).join(name))?;
+            }
+        }
+        disk::sync_dir(&root.join("blobs"))?;
+        disk::sync_dir(&root)?;
+        let shared = Shared {
+            root,
+            limits,
+            _lock: lock,
+            next: AtomicU64::new(0),
+            gate: Mutex::new(()),
+            pins: Mutex::default(),
+            suspect: Mutex::default(),
+        };
+        let store = Store { shared: Arc::new(shared) };
+        store.note_boot()?;
+        Ok(store)
+    }
+
+    /// Finds out whether the machine went down with the store open, and marks it open.
+    fn note_boot(&self) -> Result<()> {
+        let path = self.shared.root.join("state");
+        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        match disk::read_file(&path, "store state", 1024)? {
+            Some(old) if old == boot => return Ok(()),
+            Some(_) => {
+                let layers = disk::names(&self.shared.root.join("layers"))?;
+                *lock(&self.shared.suspect) =
+                    layers.iter().filter_map(|n| Digest::from_hex(n)).collect();
+            }
+            None => {}
+        }
+        let new = self.ingest_dir()?;
+        disk::write_file(new.path.join("state"), &boot)?;
+        disk::rename(&new.path.join("state"), &path)
+    }
+
+    /// Where it is, absolute.
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.shared.root
     }
 
-    /// The image whose manifest has this digest, if all of it is here.
-    pub fn get(&self, _manifest: &Digest) -> Result<Option<Image>> {
-        Ok(None)
+    /// What it accepts.
+    pub fn limits(&self) -> &Limits {
+        &self.shared.limits
+    }
+
+    /// A place for a container's upper directory beside the layers; `name` is one path component of the caller's.
+    pub fn upper_dir(&self, name: &str) -> PathBuf {
+        self.shared.root.join("up").join(name.replace(['/', '\0'], "_").trim_start_matches('.'))
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.shared.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.shared.root.join("layers").join(diff_id.hex())
+    }
+
+    fn ref_path(&self, reference: &str) -> PathBuf {
+        // A checked reference has no other character that is special in a file name.
+        self.shared.root.join("refs").join(reference.replace('/', "%"))
+    }
+
+    pub(crate) fn ingest_dir(&self) -> Result<IngestDir> {
+        let n = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        IngestDir::make(self.shared.root.join("ingest").join(n.to_string()))
+    }
+
+    fn read_blob(&self, kind: BlobKind, digest: &Digest) -> Result<Option<Vec<u8>>> {
+        let (what, max) = match kind {
+            BlobKind::Manifest => ("manifest, bytes", MANIFEST_BYTES_MAX),
+            _ => ("config, bytes", CONFIG_BYTES_MAX),
+        };
+        let Some(bytes) = disk::read_file(&self.blob_path(digest), what, max)? else {
+            return Ok(None);
+        };
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            return Err(Error::DigestMismatch { kind, expected: *digest, found });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The image whose manifest has this digest, if all of it is here. Its record has the digest as reference where no
+    /// reference of this store names it.
+    pub fn get(&self, manifest: &Digest) -> Result<Option<Image>> {
+        let named = self.list()?.into_iter().find(|r| r.manifest_digest == *manifest);
+        let name = named.map_or_else(|| manifest.to_string(), |r| r.reference);
+        self.load(manifest, name)
     }
 
     /// The image a reference names here, if all of it is here.
-    pub fn resolve(&self, _reference: &str) -> Result<Option<Image>> {
-        Ok(None)
+    pub fn resolve(&self, name: &str) -> Result<Option<Image>> {
+        let name = reference(name)?;
+        match self.read_ref(&self.ref_path(&name))? {
+            Some(record) => self.load(&record.manifest_digest, name),
+            None => Ok(None),
+        }
     }
 
-    /// All references, sorted.
+    fn load(&self, manifest: &Digest, name: String) -> Result<Option<Image>> {
+        let Some(bytes) = self.read_blob(BlobKind::Manifest, manifest)? else { return Ok(None) };
+        let m = parse_manifest(&bytes)?;
+        let Some(config_bytes) = self.read_blob(BlobKind::Config, &m.config.digest)? else {
+            return Ok(None);
+        };
+        let config = parse_config(manifest, &m, &config_bytes)?;
+        let mut layers = Vec::with_capacity(config.rootfs.diff_ids.len());
+        for diff_id in &config.rootfs.diff_ids {
+            match self.layer_record(diff_id)? {
+                Some(l) => layers.push(l),
+                None => return Ok(None),
+            }
+        }
+        let record = ImageRecord {
+            reference: name,
+            manifest_digest: *manifest,
+            manifest_bytes: bytes.len() as u64,
+            config_digest: m.config.digest,
+            config_bytes: config_bytes.len() as u64,
+            platform: platform(&config).text(),
+            layers,
+        };
+        Ok(Some(Image { record, config: config.config }))
+    }
+
+    fn read_ref(&self, path: &Path) -> Result<Option<ImageRecord>> {
+        let Some(bytes) = disk::read_file(path, "reference, bytes", REF_BYTES_MAX)? else {
+            return Ok(None);
+        };
+        let bad = |e| Error::json(path.display().to_string(), &e);
+        serde_json::from_slice(&bytes).map(Some).map_err(bad)
+    }
+
+    /// All references, sorted. A reference file that cannot be read is passed over: it names nothing that can run.
     pub fn list(&self) -> Result<Vec<ImageRecord>> {
-        Ok(Vec::new())
+        let dir = self.shared.root.join("refs");
+        let mut out: Vec<_> = disk::names(&dir)?
+            .iter()
+            .filter_map(|name| self.read_ref(&dir.join(name)).ok().flatten())
+            .collect();
+        out.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(out)
     }
 
-    /// What is still to be fetched for this image, smallest kinds first. Empty when [`link`](Self::link) would succeed.
-    pub fn missing(&self, _record: &ImageRecord) -> Vec<BlobRef> {
-        Vec::new()
+    /// Whether a blob is here.
+    pub fn has(&self, blob: &BlobRef) -> bool {
+        match blob.kind {
+            BlobKind::Layer => {
+                matches!(self.layer_record(&blob.digest), Ok(Some(l)) if l.size_bytes == blob.size_bytes)
+            }
+            _ => std::fs::metadata(self.blob_path(&blob.digest))
+                .is_ok_and(|m| m.len() == blob.size_bytes),
+        }
+    }
+
+    /// What is still to be fetched for this image, manifest and config first. Empty when [`link`](Self::link) would
+    /// find everything.
+    pub fn missing(&self, record: &ImageRecord) -> Vec<BlobRef> {
+        record.blobs().into_iter().filter(|b| !self.has(b)).collect()
     }
 
     /// Opens a blob to serve it: exactly the bytes its digest is of, and their length.
-    pub fn open_blob(&self, _blob: &BlobRef) -> Result<(File, u64)> {
-        Err(Error::Kernel { feature: "", hint: "" })
-    }
-
-    /// Starts receiving a blob.
-    pub fn ingest(&self, blob: BlobRef) -> Result<Ingest> {
-        Ok(Ingest { blob })
+    pub fn open_blob(&self, blob: &BlobRef) -> Result<(File, u64)> {
+        let path = match blob.kind {
+            BlobKind::Layer => self.layer_dir(&blob.digest).join("tar"),
+            _ => self.blob_path(&blob.digest),
+        };
+        let file = File::open(&path).map_err(|_| Error::MissingBlob {
+            kind: blob.kind,
+            digest: blob.digest,
+            path: path.clone(),
+        })?;
+        let len = file.metadata().map_err(|e| Error::io("stat", &path, e))?.len();
+        Ok((file, len))
     }
 
     /// Checks that everything in `record` is here and consistent, and writes its reference. Until then no reference
     /// names the image.
-    pub fn link(&self, _record: &ImageRecord) -> Result<Image> {
-        Err(Error::Kernel { feature: "", hint: "" })
+    pub fn link(&self, record: &ImageRecord) -> Result<Image> {
+        let name = reference(&record.reference)?;
+        let _gate = lock(&self.shared.gate);
+        if let Some(blob) = self.missing(record).first() {
+            return Err(self.missing_error(blob));
+        }
+        let Some(image) = self.load(&record.manifest_digest, name.clone())? else {
+            return Err(self.missing_error(&BlobRef {
+                kind: BlobKind::Manifest,
+                digest: record.manifest_digest,
+                size_bytes: record.manifest_bytes,
+            }));
+        };
+        if (ImageRecord { reference: name, ..record.clone() }) != image.record {
+            let manifest = record.manifest_digest;
+            return Err(Error::Inconsistent { manifest, why: "the record differs from it" });
+        }
+        self.write_ref(&image.record)?;
+        Ok(image)
+    }
+
+    fn missing_error(&self, blob: &BlobRef) -> Error {
+        let path = match blob.kind {
+            BlobKind::Layer => self.layer_dir(&blob.digest),
+            _ => self.blob_path(&blob.digest),
+        };
+        Error::MissingBlob { kind: blob.kind, digest: blob.digest, path }
+    }
+
+    fn write_ref(&self, record: &ImageRecord) -> Result<()> {
+        let body = serde_json::to_vec(record).map_err(|e| Error::json("reference", &e))?;
+        let new = self.ingest_dir()?;
+        disk::write_file(new.path.join("ref"), &body)?;
+        disk::rename(&new.path.join("ref"), &self.ref_path(&record.reference))
     }
 
     /// Removes a reference; true if it was there. The bytes go with the next [`gc`](Self::gc).
-    pub fn remove(&self, _reference: &str) -> Result<bool> {
-        Ok(false)
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        let _gate = lock(&self.shared.gate);
+        disk::remove_file(&self.ref_path(&reference(name)?))
     }
 
-    /// Keeps the blobs of an image from [`gc`](Self::gc) while the guard lives: during a fetch, while a container runs.
-    pub fn pin(&self, _record: &ImageRecord) -> Pin {
-        Pin {}
+    /// Starts receiving a blob. Kind, digest and size are checked as far as they can be already.
+    pub fn ingest(&self, blob: BlobRef) -> Result<Ingest> {
+        Ingest::start(self, blob)
     }
 
-    /// Removes every blob and layer that no reference, no pin and no record in `keep` names. `keep` is what running
-    /// containers use.
-    pub fn gc(&self, _keep: &[ImageRecord]) -> Result<GcReport> {
-        Ok(GcReport::default())
+    /// Fails unless `bytes` more leave the reserve free.
+    pub(crate) fn check_space(&self, bytes: u64) -> Result<()> {
+        let s = rustix::fs::statvfs(&self.shared.root)
+            .map_err(|e| Error::io("statvfs", &self.shared.root, e))?;
+        let free = s.f_bavail.saturating_mul(s.f_frsize);
+        let reserve = self.shared.limits.reserve_bytes;
+        if free < bytes.saturating_add(reserve) {
+            return Err(Error::NoSpace { path: self.shared.root.clone(), free, reserve });
+        }
+        Ok(())
     }
 }
 
-/// Keeps an image's blobs; see [`Store::pin`].
-#[derive(Debug)]
-pub struct Pin {}
-
-/// A blob being received. Dropped without [`commit`](Self::commit) it leaves nothing behind.
-#[derive(Debug)]
-pub struct Ingest {
-    blob: BlobRef,
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Closed in order: the next open need not distrust the layers. Not durable, not needed: the worst is a rehash.
+        let _ = std::fs::remove_file(self.root.join("state"));
+    }
 }
 
-impl Ingest {
-    /// What is being received.
-    pub fn blob(&self) -> &BlobRef {
-        &self.blob
+fn platform(config: &Config) -> Platform {
+    Platform {
+        architecture: config.architecture.clone(),
+        os: config.os.clone(),
+        variant: config.variant.clone(),
     }
+}
 
-    /// The next bytes, in order. Fails as soon as they cannot be right: too many, or a malformed tar.
-    pub fn write(&mut self, _bytes: &[u8]) -> Result<()> {
-        Ok(())
+fn parse_manifest(bytes: &[u8]) -> Result<Manifest> {
+    match Document::parse(bytes, "")? {
+        Document::Manifest(m) => Ok(m),
+        Document::Index(_) => {
+            Err(Error::MediaType { found: "an image index where a manifest is needed".into() })
+        }
     }
+}
 
-    /// Verifies the digest, builds a layer's index, makes it durable and visible.
-    pub fn commit(self) -> Result<()> {
-        Ok(())
+fn parse_config(manifest: &Digest, m: &Manifest, bytes: &[u8]) -> Result<Config> {
+    let manifest = *manifest;
+    if m.config.size != bytes.len() as u64 {
+        return Err(Error::Inconsistent { manifest, why: "the config's size differs" });
     }
+    let config = Config::parse(bytes)?;
+    if config.rootfs.diff_ids.len() != m.layers.len() {
+        return Err(Error::Inconsistent {
+            manifest,
+            why: "manifest and config have different numbers of layers",
+        });
+    }
+    Ok(config)
 }
