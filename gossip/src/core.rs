@@ -154,8 +154,11 @@ impl Gossip {
             .flush(&self.keys, me, step.out, |dest, packet, room| swim.ride(dest, packet, room));
     }
 
-    /// When [`Input::Timer`] is due next.
+    /// When [`Input::Timer`] is due next; never after [`Event::Left`].
     pub fn next_deadline(&self) -> Option<u64> {
+        if self.swim.has_left() {
+            return None;
+        }
         match (self.swim.next_deadline(), self.map.next_deadline()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -4,9 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use gossip::{
-    Config, Event, Gossip, Identity, Input, KeyRing, Output, Profile, SecretKey, State,
-};
+use gossip::{Config, Event, Gossip, Identity, Input, KeyRing, Output, Profile, SecretKey, State};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, SeedableRng};
 
