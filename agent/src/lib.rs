@@ -1,1 +1,36 @@
-//! quelead: what a machine runs. Wires gossip, sched, initd, imagefs and netshim.
+//! `quelead`: what a machine runs. It wires gossip, sched, initd, imagefs and netshim, and serves the API.
+//!
+//! ```text
+//!   api thread (axum, TLS, unix socket) ──calls──▶ ┌───────────── core thread (mio) ─────────────┐
+//!   shims' sockets, gossip's UDP socket ─────────▶ │ gossip ⇄ sched ⇄ pods, ipam: pure cores      │
+//!   worker (mounts, namespaces, shims) ◀──jobs──── │ node: carries outputs to where they are input│
+//!   fetch (blobs from peers)           ◀─orders─── └──────────────────────────────────────────────┘
+//!   data thread (netshim): pods' TUNs ⇄ encrypted UDP
+//! ```
+//!
+//! Invariants: the core thread never blocks on disk, network or a child, but for the gossip log's fsync; a pod survives any
+//! death of the agent, which finds it again by its directory and its shim's socket; nothing runs that no operator
+//! signed; an image's bytes are used only after they hashed to the digest in the signed spec.
+//!
+//! Not here: decisions. What should run where is [`sched`]'s, what is known is [`gossip`]'s, what a process may do is
+//! [`initd`]'s.
+
+pub mod api;
+pub mod config;
+mod error;
+pub mod events;
+pub mod fetch;
+pub mod flock;
+pub mod hex;
+pub mod host;
+pub mod node;
+pub mod plan;
+pub mod pods;
+pub mod runtime;
+#[cfg(test)]
+mod testing;
+pub mod tls;
+pub mod trust;
+pub mod worker;
+
+pub use error::Error;

@@ -1,0 +1,93 @@
+//! The frames of an exec: after the upgrade both sides send `kind, length (4 bytes, big endian), bytes`.
+//!
+//! | kind | from | bytes |
+//! |---|---|---|
+//! | 0 stdin | client | input; an empty frame is its end |
+//! | 1 stdout, 2 stderr | node | output |
+//! | 3 exit | node | the exit code, 4 bytes, big endian; the last frame |
+//! | 4 failed | node | why it could not be started, UTF-8; the last frame |
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// The protocol's name in the `Upgrade` header.
+pub const PROTOCOL: &str = "quelea-exec/1";
+/// The largest frame, in bytes; a longer one ends the connection.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// What a frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Input of the program.
+    Stdin,
+    /// Its output.
+    Stdout,
+    /// Its error output.
+    Stderr,
+    /// Its exit code.
+    Exit,
+    /// Why it did not start.
+    Failed,
+}
+
+const KINDS: [Kind; 5] = [Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed];
+
+/// Writes one frame; `bytes` longer than [`FRAME_BYTES_MAX`] go as several.
+pub async fn write(
+    to: &mut (impl AsyncWrite + Unpin),
+    kind: Kind,
+    bytes: &[u8],
+) -> std::io::Result<()> {
+    let code = KINDS.iter().position(|k| *k == kind).and_then(|at| u8::try_from(at).ok());
+    let code = code.unwrap_or_default();
+    let mut rest = bytes;
+    loop {
+        let (now, later) = rest.split_at(rest.len().min(FRAME_BYTES_MAX));
+        let length = u32::try_from(now.len()).unwrap_or_default();
+        to.write_u8(code).await?;
+        to.write_u32(length).await?;
+        to.write_all(now).await?;
+        rest = later;
+        if rest.is_empty() {
+            return to.flush().await;
+        }
+    }
+}
+
+/// Reads one frame; `None` at the end of the stream.
+pub async fn read(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<(Kind, Vec<u8>)>> {
+    let invalid = |why| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+    let code = match from.read_u8().await {
+        Ok(code) => code,
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let kind = KINDS.get(usize::from(code)).ok_or_else(|| invalid("unknown kind of exec frame"))?;
+    let length = usize::try_from(from.read_u32().await?).unwrap_or(usize::MAX);
+    if length > FRAME_BYTES_MAX {
+        return Err(invalid("exec frame over its bound"));
+    }
+    let mut bytes = vec![0; length];
+    from.read_exact(&mut bytes).await?;
+    Ok(Some((*kind, bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_round_trip_and_are_bounded() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut wire = Vec::new();
+            write(&mut wire, Kind::Stdout, b"hello").await.unwrap();
+            write(&mut wire, Kind::Stdin, b"").await.unwrap();
+            let mut from = wire.as_slice();
+            assert_eq!(read(&mut from).await.unwrap(), Some((Kind::Stdout, b"hello".to_vec())));
+            assert_eq!(read(&mut from).await.unwrap(), Some((Kind::Stdin, Vec::new())));
+            assert_eq!(read(&mut from).await.unwrap(), None);
+            assert!(read(&mut [1, 0, 1, 0, 1].as_slice()).await.is_err(), "over its bound");
+            assert!(read(&mut [9, 0, 0, 0, 0].as_slice()).await.is_err(), "unknown kind");
+        });
+    }
+}

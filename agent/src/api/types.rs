@@ -1,0 +1,231 @@
+//! What the API says: JSON shapes shared by server and clients. Unknown fields are ignored by both, so that versions can mix.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/nodes`: the flock as the answering node sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nodes {
+    /// The node that answers.
+    pub answered_by: String,
+    /// Every node it knows, sorted by name.
+    pub nodes: Vec<Node>,
+}
+
+/// One node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// `alive`, `suspect`, `dead` or `left`, in the view of the node that answers.
+    pub state: String,
+    /// Gossip address.
+    pub address: String,
+    /// Failure domains and other labels.
+    pub labels: BTreeMap<String, String>,
+    /// Thousandths of a CPU that pods may use.
+    pub cpu_milli: u64,
+    /// Thousandths of a CPU not yet claimed.
+    pub cpu_free_milli: u64,
+    /// Bytes that pods may use.
+    pub memory_bytes: u64,
+    /// Bytes not yet claimed.
+    pub memory_free_bytes: u64,
+    /// Pods running or starting there.
+    pub pods: u32,
+    /// Round trip time in microseconds; 0 for the node itself or where not measured.
+    pub rtt_us: u64,
+    /// HTTPS endpoint.
+    pub api: String,
+    /// The pods' IPv4 prefix.
+    pub prefix: String,
+    /// The agent's version.
+    pub version: String,
+    /// Takes no new pods.
+    pub draining: bool,
+    /// What the machine lacks, in words.
+    pub conditions: Vec<String>,
+}
+
+/// `GET /v1/pods`: one replica.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    /// Namespace of the app.
+    pub namespace: String,
+    /// App.
+    pub app: String,
+    /// `APP.SLOT`, or `APP.NODE` for a daemon.
+    pub name: String,
+    /// The node it runs on.
+    pub node: String,
+    /// Whether that node is alive in the view of the node that answers.
+    pub node_alive: bool,
+    /// `admitted`, `pulling`, `starting`, `running`, `exited`, `failed` or `stopping`.
+    pub state: String,
+    /// Whether its probes pass.
+    pub ready: bool,
+    /// Its address.
+    pub ip: String,
+    /// Restarts of its containers.
+    pub restarts: u32,
+    /// The last exit or failure, in words.
+    pub reason: String,
+    /// The spec's generation.
+    pub generation: u64,
+    /// When it last started, in milliseconds since 1970; 0 before.
+    pub started_ms: u64,
+    /// The id of its claim, unique in the flock.
+    pub claim: String,
+}
+
+/// `GET /v1/apps`: one app.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct App {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub app: String,
+    /// `service` or `daemon`.
+    pub kind: String,
+    /// Replicas wanted.
+    pub desired: u32,
+    /// Replicas ready.
+    pub ready: u32,
+    /// Generation of the spec.
+    pub generation: u64,
+    /// Whether it was told to stop.
+    pub stopped: bool,
+    /// `placing`, `rolling`, `steady`, `held`, `stopping`, `stopped`.
+    pub phase: String,
+    /// The node that coordinates it.
+    pub coordinator: String,
+    /// Who signed the spec.
+    pub operator: String,
+}
+
+/// `GET /v1/apps/NAMESPACE/APP`: one app with its spec.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AppDetail {
+    /// The summary.
+    #[serde(flatten)]
+    pub summary: App,
+    /// The spec text as submitted.
+    pub document: String,
+    /// The images that it means.
+    pub images: BTreeMap<String, String>,
+}
+
+/// `PUT /v1/apps/NAMESPACE/APP`: the answer. The request's body is a signed submission.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The generation that is now in the map.
+    pub generation: u64,
+    /// The node that took it.
+    pub node: String,
+}
+
+/// `GET /v1/apps/NAMESPACE/APP/why`: why replicas are not running.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Why {
+    /// The node that knows: the app's coordinator.
+    pub coordinator: String,
+    /// Words for people, one line or more.
+    pub text: String,
+}
+
+/// `GET /v1/images` and the answer to `POST /v1/images`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Image {
+    /// The name by which specs ask for it.
+    pub reference: String,
+    /// The manifest's digest, `sha256:…`.
+    pub digest: String,
+    /// Bytes of all layers, uncompressed.
+    pub size_bytes: u64,
+    /// Number of layers.
+    pub layers: u32,
+    /// Nodes that hold all of it.
+    pub nodes: Vec<String>,
+}
+
+/// `GET /v1/status`: the answering node itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// The agent's version.
+    pub version: String,
+    /// The flock's name.
+    pub flock: String,
+    /// Boot counter.
+    pub boot: u64,
+    /// Whether it has joined: it knows at least one peer, or is the first.
+    pub joined: bool,
+    /// Whether its pods have addresses: the IPv4 prefix is claimed.
+    pub network_ready: bool,
+    /// Members alive, itself included.
+    pub alive: u32,
+    /// Records in the map, tombstones included.
+    pub records: u64,
+    /// Hash of the map: equal on nodes that know the same.
+    pub map_root: String,
+    /// Resident memory of the agent, in bytes.
+    pub rss_bytes: u64,
+    /// Milliseconds since the agent started.
+    pub uptime_ms: u64,
+    /// What the machine lacks, in words.
+    pub conditions: Vec<String>,
+    /// Packet counters of the overlay.
+    pub overlay: BTreeMap<String, u64>,
+}
+
+/// `GET /v1/events`: one thing that happened on the answering node, oldest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up by one on each node.
+    pub cursor: u64,
+    /// The node's clock, milliseconds since 1970.
+    pub at_ms: u64,
+    /// What it is about: `node/n2`, `app/default/hello`, `pod/hello.3`.
+    pub about: String,
+    /// What happened, in words.
+    pub message: String,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// What was attempted, on what, why it failed, and what to do.
+    pub error: String,
+}
+
+/// One line of a pod's `/run/quelea/peers.json`: a replica of the same app, itself included.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// `APP.SLOT`.
+    pub pod: String,
+    /// The node it runs on.
+    pub node: String,
+    /// Its address.
+    pub ip: String,
+    /// Whether its probes pass.
+    pub ready: bool,
+}
+
+/// `POST /v1/pods/NAMESPACE/POD/exec`: what to run. The answer is an upgrade to frames, see [`crate::api::exec`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exec {
+    /// Which container; the first where none is given.
+    #[serde(default)]
+    pub container: Option<String>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+}

@@ -1,0 +1,99 @@
+//! The `quelead` binary: roles by its first argument, or by the name it is called by.
+//!
+//! ```text
+//! quelead agent [--config FILE]     the node's agent
+//! quelead init [--config FILE]      PID 1: of a machine, or of a namespace of `quelea dev`
+//! quelead shim ID                   one pod; started by the agent only
+//! ```
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: quelead agent [--config FILE]    run this node's agent (default FILE: /etc/quelea/node.toml)
+       quelead init [--config FILE] [--namespace]
+                                        run as PID 1 and keep the agent running
+       quelead --version | --help
+";
+
+fn main() -> ExitCode {
+    // Before anything else: what runs before it is memory that each pod pays for.
+    let mut args = std::env::args_os().skip(1);
+    let role = args.next();
+    if role.as_deref().is_some_and(|role| role == "shim") {
+        return code(initd::shim::main());
+    }
+    match parse(role, args) {
+        Ok(role) => run(role),
+        Err(error) => {
+            eprintln!("quelead: {error}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+enum Role {
+    Agent { config: PathBuf },
+    Init { config: PathBuf, namespace: bool },
+    Help,
+    Version,
+}
+
+fn parse(
+    role: Option<OsString>,
+    args: impl Iterator<Item = OsString>,
+) -> Result<Role, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut config = PathBuf::from("/etc/quelea/node.toml");
+    let mut namespace = false;
+    let name = role.as_ref().map(|role| role.to_string_lossy().into_owned()).unwrap_or_default();
+    match name.as_str() {
+        "--help" | "-h" | "help" => return Ok(Role::Help),
+        "--version" | "-V" => return Ok(Role::Version),
+        "agent" | "init" => {}
+        "" => return Err("which role?".into()),
+        other => return Err(format!("no role is named {other:?}").into()),
+    }
+    let mut parser = lexopt::Parser::from_args(args);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("config") => config = parser.value()?.into(),
+            Long("namespace") if name == "init" => namespace = true,
+            Long("help") | Short('h') => return Ok(Role::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(if name == "init" { Role::Init { config, namespace } } else { Role::Agent { config } })
+}
+
+fn run(role: Role) -> ExitCode {
+    match role {
+        Role::Help => print!("{USAGE}"),
+        Role::Version => println!("quelead {}", env!("CARGO_PKG_VERSION")),
+        Role::Init { config, namespace } => return init(config, namespace),
+        Role::Agent { config } => {
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_ansi(false)
+                .with_target(false)
+                .init();
+            if let Err(error) = agent::runtime::run(&config) {
+                eprintln!("quelead: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn init(config: PathBuf, namespace: bool) -> ExitCode {
+    let exe = std::env::current_exe().unwrap_or_else(|_| "/init".into());
+    let mode = if namespace { initd::init::Mode::Namespace } else { initd::init::Mode::Machine };
+    let agent = vec![exe.into(), "agent".into(), "--config".into(), config.into()];
+    code(initd::init::main(&initd::init::Config { mode, agent, grace_ms: 5_000 }))
+}
+
+fn code(status: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(status).unwrap_or(1))
+}

@@ -1,0 +1,550 @@
+//! One node: the cores side by side, and the order in which one's outputs become another's inputs.
+//!
+//! ```text
+//!  datagrams ─▶ gossip ─▶ records, members, messages ─▶ sched ─▶ claims ─▶ pods ─▶ jobs ─▶ worker
+//!                 ▲            │                          │                  ▲               │
+//!                 └── puts ◀───┴──── ipam ◀───────────────┘                  └── observed ◀──┘
+//! ```
+//!
+//! Everything here runs on the core thread and nothing here blocks; what may block is a [`Job`] for the worker or an
+//! [`Order`] for the fetcher. Decisions are the cores'; this module carries.
+
+mod network;
+mod pods;
+mod records;
+mod submit;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use gossip::driver::{Driver, DriverConfig};
+use imagefs::{ImageRecord, Store};
+use initd::cgroup::{Cgroups, NodeCgroup};
+use netshim::Overlay;
+use netshim::ipam::{Ipam, PodAddresses};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use sched::{NodeRecord, Sched};
+
+use crate::config::NodeConfig;
+use crate::events::Events;
+use crate::fetch::{Fetched, Order};
+use crate::flock::Credentials;
+use crate::host::{self, Clock};
+use crate::plan::Kept;
+use crate::pods::Pods;
+use crate::trust::Submission;
+use crate::worker::{Done, Job};
+
+pub use pods::{ExecNews, ExecRequest};
+
+/// Steps of the cores in one turn of the loop; what is left waits for the next turn, after the sockets were looked at.
+const STEPS_MAX: usize = 10_000;
+/// The id of the flock's first gossip key.
+const FIRST_KEY_ID: u8 = 1;
+
+/// What a core said, waiting to be carried to the next.
+pub(crate) enum Todo {
+    Gossip(gossip::Event),
+    Sched(sched::Output),
+    Pods(crate::pods::Action),
+    Ipam(netshim::ipam::Output),
+}
+
+/// A verified spec.
+pub(crate) struct Stored {
+    pub(crate) submission: Submission,
+    pub(crate) operator: String,
+}
+
+/// Channels to the threads that may block.
+pub struct Channels {
+    /// To the worker.
+    pub jobs: Sender<Job>,
+    /// To the fetcher.
+    pub orders: Sender<Order>,
+}
+
+/// One node.
+pub struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) credentials: Credentials,
+    pub(crate) clock: Clock,
+    rng: StdRng,
+    pub(crate) driver: Driver,
+    pub(crate) sched: Sched,
+    pub(crate) pods: Pods,
+    pub(crate) store: Arc<Store>,
+    ipam: Ipam,
+    addresses: Option<PodAddresses>,
+    overlay: Arc<Overlay>,
+    overlay_key: netshim::keys::PublicKey,
+    cgroup: Option<NodeCgroup>,
+    channels: Channels,
+    registry: mio::Registry,
+    local: BTreeMap<String, pods::Local>,
+    tokens: BTreeMap<usize, String>,
+    next_token: usize,
+    pub(crate) nodes: BTreeMap<String, NodeRecord>,
+    pub(crate) specs: BTreeMap<(String, String), Stored>,
+    pub(crate) images: BTreeMap<String, ImageRecord>,
+    pub(crate) tags: BTreeMap<String, String>,
+    held: BTreeSet<String>,
+    pub(crate) events: Events,
+    pub(crate) conditions: BTreeSet<String>,
+    pub(crate) joined: bool,
+    /// When a node whose seeds do not answer begins on its own.
+    alone_us: Option<u64>,
+    draining: bool,
+    todo: VecDeque<Todo>,
+    peers_dirty: bool,
+    peers_of: BTreeMap<String, Vec<u8>>,
+    overlay_dirty: bool,
+    published: Option<NodeRecord>,
+}
+
+/// What a node is made from, besides its configuration.
+pub struct Parts {
+    /// Its credentials.
+    pub credentials: Credentials,
+    /// Its images.
+    pub store: Arc<Store>,
+    /// Where its cgroups are; none where the machine has none.
+    pub cgroup: Option<NodeCgroup>,
+    /// Channels to the other threads.
+    pub channels: Channels,
+    /// The loop's registry.
+    pub registry: mio::Registry,
+    /// Pods of an earlier agent whose shims live.
+    pub adopted: Vec<pods::Adopted>,
+    /// Directories of pods whose shims are gone: claim ids.
+    pub remains: Vec<String>,
+    /// What the machine lacks.
+    pub conditions: Vec<String>,
+}
+
+pub use pods::{Adopted, find_pods};
+
+/// What the machine's cgroups lack, for the node's conditions.
+pub fn cgroup_conditions(cgroups: Option<&Cgroups>) -> Vec<String> {
+    match cgroups {
+        None => vec!["no cgroup v2: pods run without limits, and are stopped by signals".into()],
+        Some(cgroups) => {
+            let missing = cgroups.missing();
+            if missing.is_empty() {
+                return Vec::new();
+            }
+            vec![format!(
+                "cgroup v2 at {} lacks {}: these limits are not enforced",
+                cgroups.root.display(),
+                missing.join(", ")
+            )]
+        }
+    }
+}
+
+impl Node {
+    /// Opens the log, binds the sockets, takes over what an earlier agent left. Nothing is sent yet.
+    pub fn open(config: NodeConfig, parts: Parts, gossip: mio::Token) -> anyhow::Result<Self> {
+        use anyhow::Context as _;
+        let clock = Clock::start();
+        let now_us = clock.now_us();
+        let mut rng = StdRng::try_from_rng(&mut rand::rngs::SysRng)
+            .context("the kernel gave no random bytes")?;
+        let key = gossip::SecretKey::new(FIRST_KEY_ID, parts.credentials.derive("gossip"));
+        let mut gossip_config =
+            gossip::Config::new(gossip::KeyRing::new(&key), gossip::Profile::Lan);
+        gossip_config.seeds.clone_from(&config.join);
+        let mut driver = Driver::open(
+            DriverConfig {
+                name: config.name.clone(),
+                bind: config.gossip_addr(),
+                advertise: None,
+                dir: Some(config.state.join("gossip")),
+                gossip: gossip_config,
+            },
+            now_us,
+        )
+        .with_context(|| {
+            format!(
+                "gossip cannot use UDP {}: is another agent running on this machine, or is the address not its own?",
+                config.gossip_addr()
+            )
+        })?;
+        driver.register(&parts.registry, gossip)?;
+        let ipam = Ipam::new(&config.name, &parts.credentials.info.id_bytes()?);
+        let (overlay, overlay_key) = network::open(&config, &parts.credentials, &ipam, &mut rng)?;
+        let sched = Sched::new(sched::Config::new(&config.name), now_us);
+        let mut node = Self {
+            alone_us: None,
+            sched,
+            ipam,
+            overlay: Arc::new(overlay),
+            overlay_key,
+            driver,
+            clock,
+            rng,
+            store: parts.store,
+            cgroup: parts.cgroup,
+            channels: parts.channels,
+            registry: parts.registry,
+            credentials: parts.credentials,
+            conditions: parts.conditions.into_iter().collect(),
+            pods: Pods::new(),
+            addresses: None,
+            local: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: pods::FIRST_SHIM_TOKEN,
+            nodes: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            images: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            held: BTreeSet::new(),
+            events: Events::default(),
+            joined: false,
+            draining: false,
+            todo: VecDeque::new(),
+            peers_dirty: false,
+            peers_of: BTreeMap::new(),
+            overlay_dirty: false,
+            published: None,
+            config,
+        };
+        node.recover(parts.adopted, parts.remains)?;
+        Ok(node)
+    }
+
+    /// Feeds the cores what is known from before, in the order they ask for.
+    fn recover(&mut self, adopted: Vec<Adopted>, remains: Vec<String>) -> anyhow::Result<()> {
+        for record in self.store.list()? {
+            self.image_is_here(&record.manifest_digest.to_string());
+        }
+        self.restore_network();
+        let records: Vec<gossip::Record> = self.driver.gossip().range("").cloned().collect();
+        for record in records {
+            self.record_changed(&record);
+        }
+        self.publish();
+        let kept: Vec<(String, Kept)> =
+            adopted.iter().map(|a| (a.claim.clone(), a.kept.clone())).collect();
+        for pod in adopted {
+            self.adopt(pod);
+        }
+        for (claim, kept) in &kept {
+            if let Some(addresses) = &mut self.addresses
+                && !addresses.restore(kept.addr)
+            {
+                self.events.add(
+                    self.clock.wall_ms(),
+                    format!("pod/{claim}"),
+                    format!("its address {} is outside of this node's prefix", kept.addr.ip4),
+                );
+            }
+        }
+        for claim in remains {
+            self.pods_step(crate::pods::Input::Remains { claim });
+        }
+        self.sched_step(sched::Input::Recovered);
+        // The first node of a flock has nobody to ask; others give their seeds a while.
+        let now_us = self.clock.now_us();
+        self.alone_us = Some(if self.config.join.is_empty() {
+            now_us
+        } else {
+            now_us + network::ALONE_AFTER_US
+        });
+        self.pump();
+        Ok(())
+    }
+
+    /// The gossip socket is readable.
+    pub fn gossip_readable(&mut self) {
+        let mut events = Vec::new();
+        let result = self.driver.readable(self.clock.now_us(), &mut events);
+        self.gossip_said(result, events);
+    }
+
+    /// A shim's socket is readable.
+    pub fn shim_readable(&mut self, token: usize) {
+        if let Some(claim) = self.tokens.get(&token).cloned() {
+            self.shim_said(&claim);
+        }
+    }
+
+    /// A job is done.
+    pub fn job_done(&mut self, done: Done) {
+        match done {
+            Done::Prepared { claim, result, conditions } => {
+                self.prepared(claim, result, conditions);
+            }
+            Done::Torn { claim, left } => self.torn(&claim, &left),
+        }
+    }
+
+    /// An order is done.
+    pub fn order_done(&mut self, fetched: Fetched) {
+        let at_ms = self.clock.wall_ms();
+        let about = format!("image/{}", fetched.digest);
+        let result = match fetched.result {
+            Ok(source) => {
+                let bytes = fetched.received_bytes;
+                self.events.add(at_ms, about, format!("{bytes} bytes fetched from {source}"));
+                self.image_is_here(&fetched.digest);
+                self.publish();
+                Ok(())
+            }
+            Err(reason) => {
+                self.events.add(at_ms, about, reason.clone());
+                Err(reason)
+            }
+        };
+        self.pods_step(crate::pods::Input::Fetched { digest: fetched.digest, result });
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self) {
+        let now_us = self.clock.now_us();
+        let mut events = Vec::new();
+        let result = self.driver.timer(now_us, &mut events);
+        self.gossip_said(result, events);
+        if self.sched.next_deadline().is_some_and(|at| at <= now_us) {
+            self.sched_step(sched::Input::Timer);
+        }
+        if self.pods.next_deadline().is_some_and(|at| at <= now_us) {
+            self.pods_step(crate::pods::Input::Timer);
+        }
+        if self.ipam.next_deadline().is_some_and(|at| at <= now_us) {
+            self.ipam_step(netshim::ipam::Input::Timer);
+        }
+        if self.alone_us.is_some_and(|at| at <= now_us) {
+            self.begin_addresses();
+        }
+    }
+
+    /// Now, in the node's clock.
+    pub fn now_us(&self) -> u64 {
+        self.clock.now_us()
+    }
+
+    /// When [`Node::tick`] is due, in the node's clock.
+    pub fn next_deadline(&self) -> Option<u64> {
+        [
+            self.driver.next_deadline(),
+            self.sched.next_deadline(),
+            self.pods.next_deadline(),
+            self.ipam.next_deadline(),
+            self.alone_us,
+            (!self.todo.is_empty()).then_some(0),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Carries outputs to where they are inputs until nothing is left, or the turn is long enough.
+    pub fn pump(&mut self) {
+        for _ in 0..STEPS_MAX {
+            let Some(todo) = self.todo.pop_front() else { break };
+            match todo {
+                Todo::Gossip(event) => self.gossip_event(event),
+                Todo::Sched(output) => self.sched_output(output),
+                Todo::Pods(action) => self.pod_action(action),
+                Todo::Ipam(output) => self.ipam_output(output),
+            }
+        }
+        if std::mem::take(&mut self.overlay_dirty) {
+            self.update_overlay_peers();
+        }
+        if std::mem::take(&mut self.peers_dirty) {
+            self.write_peers();
+        }
+    }
+
+    fn gossip_said(&mut self, result: Result<(), gossip::Error>, events: Vec<gossip::Event>) {
+        if let Err(error) = result {
+            self.condition(format!("gossip log: {error}"));
+        }
+        self.todo.extend(events.into_iter().map(Todo::Gossip));
+    }
+
+    pub(crate) fn gossip_step(&mut self, input: gossip::Input<'_>) {
+        let mut events = Vec::new();
+        let result = self.driver.input(self.clock.now_us(), input, &mut events);
+        self.gossip_said(result, events);
+    }
+
+    pub(crate) fn sched_step(&mut self, input: sched::Input<'_>) {
+        let mut out = Vec::new();
+        let (now_us, wall_ms) = (self.clock.now_us(), self.clock.wall_ms());
+        self.sched.step(now_us, wall_ms, input, &mut self.rng, &mut out);
+        self.todo.extend(out.into_iter().map(Todo::Sched));
+    }
+
+    pub(crate) fn pods_step(&mut self, input: crate::pods::Input) {
+        let mut out = Vec::new();
+        self.pods.step(self.clock.now_us(), input, &mut out);
+        self.todo.extend(out.into_iter().map(Todo::Pods));
+    }
+
+    fn ipam_step(&mut self, input: netshim::ipam::Input<'_>) {
+        let mut out = Vec::new();
+        self.ipam.step(self.clock.now_us(), input, &mut out);
+        self.todo.extend(out.into_iter().map(Todo::Ipam));
+    }
+
+    fn gossip_event(&mut self, event: gossip::Event) {
+        use gossip::Event;
+        match event {
+            Event::Joined { members } => {
+                self.joined = true;
+                self.event("flock", format!("joined: {members} members"));
+                self.begin_addresses();
+            }
+            Event::Member(member) => self.member_changed(&member),
+            Event::Forgotten { name } => {
+                self.event(format!("node/{name}"), "forgotten");
+                let state = sched::MemberState::Forgotten;
+                self.sched_step(sched::Input::Member { name: &name, state });
+            }
+            Event::Changed(record) => self.record_changed(&record),
+            Event::Unicast { from, payload } => {
+                self.sched_step(sched::Input::Message { from: &from, bytes: &payload });
+            }
+            Event::Superseded { mine, by } => self.event(
+                mine.key.as_ref(),
+                format!("what was written here lost to a write at {}", by.writer),
+            ),
+            Event::NameConflict { addr } => self.condition(format!(
+                "another node at {addr} is named {} too: rename one of them",
+                self.config.name
+            )),
+            Event::Refused(error) => self.event("map", format!("refused: {error}")),
+            Event::Quota { writer } => {
+                self.event(format!("node/{writer}"), "writes more than its quota: ignored");
+            }
+            Event::Stalled { stall_us } => {
+                self.event("agent", format!("stood still for {} ms", stall_us / 1000));
+            }
+            Event::Left => self.event("flock", "left"),
+            _ => {}
+        }
+    }
+
+    fn sched_output(&mut self, output: sched::Output) {
+        use sched::Output;
+        match output {
+            Output::Put { key, body } => {
+                self.gossip_step(gossip::Input::Put {
+                    key: &key,
+                    body,
+                    expect: gossip::Expect::Any,
+                });
+            }
+            Output::Delete { key } => self.gossip_step(gossip::Input::Delete { key: &key }),
+            Output::Send { to, bytes } => {
+                self.gossip_step(gossip::Input::Unicast { to: &to, payload: bytes });
+            }
+            Output::Start(claim) => self.start(claim),
+            Output::Stop { claim, grace_ms } => {
+                self.pods_step(crate::pods::Input::Stop { claim, grace_ms });
+            }
+            Output::Event(event) => self.sched_event(&event),
+            _ => {}
+        }
+    }
+
+    fn sched_event(&mut self, event: &sched::Event) {
+        use sched::Event;
+        let (about, message) = match event {
+            Event::TookOver { app, term } => {
+                (format!("app/{app}"), format!("{} coordinates it, term {term}", self.config.name))
+            }
+            Event::SteppedDown { app } => {
+                (format!("app/{app}"), format!("{} no longer coordinates it", self.config.name))
+            }
+            Event::Placed { app, slot, node } => {
+                (format!("app/{app}"), format!("slot {slot} placed on {node}"))
+            }
+            Event::Refused { app, slot, node, reason } => {
+                (format!("app/{app}"), format!("slot {slot} refused by {node}: {reason}"))
+            }
+            Event::Moving { app, slot, node, reason } => {
+                (format!("app/{app}"), format!("slot {slot} moves off {node}: {reason}"))
+            }
+            Event::Duplicate { app, slot, node } => {
+                (format!("app/{app}"), format!("slot {slot}: the surplus pod on {node} is stopped"))
+            }
+            Event::Held { reason } if reason.is_empty() => {
+                ("sched".into(), "starts are free again".into())
+            }
+            Event::Held { reason } => ("sched".into(), format!("starts are held: {reason}")),
+            Event::Phase { app, phase } => (format!("app/{app}"), phase.clone()),
+            Event::Failed { pod, reason, .. } => (format!("pod/{pod}"), reason.clone()),
+            Event::Malformed { from, error } => {
+                (format!("node/{from}"), format!("sent what is not understood: {error}"))
+            }
+            _ => return,
+        };
+        self.event(about, message);
+    }
+
+    fn member_changed(&mut self, member: &gossip::Member) {
+        let state = match member.state {
+            gossip::State::Alive => sched::MemberState::Alive,
+            gossip::State::Suspect => sched::MemberState::Suspect,
+            gossip::State::Dead => sched::MemberState::Dead,
+            gossip::State::Left => sched::MemberState::Left,
+        };
+        self.event(format!("node/{}", member.name), member.state.to_string());
+        self.overlay_dirty = true;
+        self.peers_dirty = true;
+        self.sched_step(sched::Input::Member { name: &member.name, state });
+    }
+
+    pub(crate) fn event(&mut self, about: impl Into<String>, message: impl Into<String>) {
+        self.events.add(self.clock.wall_ms(), about, message);
+    }
+
+    /// Adds to what the machine lacks; said once.
+    pub(crate) fn condition(&mut self, text: String) {
+        if self.conditions.insert(text.clone()) {
+            self.event(format!("node/{}", self.config.name), text);
+            self.publish();
+        }
+    }
+
+    /// Tells the scheduler, and through it the flock, what this node is and has.
+    pub(crate) fn publish(&mut self) {
+        let mut labels = self.config.labels.clone();
+        labels.entry("arch".into()).or_insert_with(|| host::arch().into());
+        let capacity = &self.config.capacity;
+        let cpu_milli = capacity.cpu.map_or_else(host::cpu_milli, |cpu| (cpu * 1000.0) as u64);
+        let memory = capacity.memory_mib.map_or_else(host::memory_bytes, |mib| mib << 20);
+        let prefix = self.ipam.prefix4();
+        let record = NodeRecord {
+            boot: self.driver.gossip().me().generation,
+            cpu_milli,
+            memory_bytes: memory,
+            // Without addresses no pod can run here.
+            pods: match &self.addresses {
+                Some(_) => capacity.pods.unwrap_or(host::PODS_MAX).min(host::PODS_MAX),
+                None => 0,
+            },
+            labels,
+            drain: self.draining,
+            images: self.image_prefixes(),
+            api: self.config.api_addr().to_string(),
+            overlay: self.config.overlay_addr().to_string(),
+            noise_public: self.overlay_key.0.to_vec(),
+            v4_prefix: prefix.map(|p| p.to_string()).unwrap_or_default(),
+            v6_prefix: self.ipam.prefix6().to_string(),
+            conditions: self.conditions.iter().cloned().collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        if self.published.as_ref() != Some(&record) {
+            self.published = Some(record.clone());
+            self.sched_step(sched::Input::SelfRecord(record));
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! Pods on this node: from the scheduler's claims to jobs and shims, and from what shims say back to the scheduler.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use initd::shim::{Event as ShimEvent, ExecId, ExecSpec, Exit, PodStatus, Shim};
+use initd::userns::IdMap;
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use sched::Observed;
+
+use super::Node;
+use crate::api::types;
+use crate::fetch::Order;
+use crate::plan::{Kept, Place, Plan};
+use crate::pods::{Action, Failure, Input};
+use crate::worker::{Job, KEPT_NAME};
+
+/// Tokens from here on are shims'.
+pub(super) const FIRST_SHIM_TOKEN: usize = 16;
+/// How long a shim of an earlier agent may take to say how its pod is.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A pod of this node, as far as the shell needs to know it.
+pub(super) struct Local {
+    kept: Kept,
+    /// Until its job is given out.
+    plan: Option<Box<Plan>>,
+    shim: Option<Connection>,
+    ready: bool,
+}
+
+struct Connection {
+    shim: Shim,
+    token: usize,
+    execs: BTreeMap<ExecId, tokio::sync::mpsc::UnboundedSender<ExecNews>>,
+}
+
+/// A pod found at the agent's start whose shim lives.
+pub struct Adopted {
+    /// The claim.
+    pub claim: String,
+    /// What was kept with it.
+    pub kept: Kept,
+    /// Its state.
+    pub status: PodStatus,
+    /// The pod's TUN, given back by the shim.
+    pub tun: Option<OwnedFd>,
+    /// The connection.
+    pub shim: Shim,
+}
+
+/// What is asked of a running container.
+pub struct ExecRequest {
+    /// `APP.SLOT`.
+    pub pod: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Which container; the first where none is given.
+    pub container: Option<String>,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Standard input, output and error of the program.
+    pub stdio: [OwnedFd; 3],
+}
+
+/// What becomes of an exec.
+#[derive(Debug)]
+pub enum ExecNews {
+    /// It ended.
+    Exited(Exit),
+    /// It could not be started.
+    Failed(String),
+}
+
+/// Looks through the pods' directories of an earlier agent: those whose shims answer, and the claims of those that are gone.
+pub fn find_pods(pods_dir: &Path) -> (Vec<Adopted>, Vec<String>) {
+    let mut adopted = Vec::new();
+    let mut remains = Vec::new();
+    for entry in std::fs::read_dir(pods_dir).into_iter().flatten().flatten() {
+        let Ok(claim) = entry.file_name().into_string() else { continue };
+        match attach(&entry.path(), &claim) {
+            Some(pod) => adopted.push(pod),
+            None => remains.push(claim),
+        }
+    }
+    (adopted, remains)
+}
+
+fn attach(dir: &Path, claim: &str) -> Option<Adopted> {
+    let kept = serde_json::from_slice(&std::fs::read(dir.join(KEPT_NAME)).ok()?).ok()?;
+    let mut shim = Shim::attach(dir).ok()?;
+    shim.request_fds().ok()?;
+    let mut status = None;
+    let mut tun = None;
+    let until = |event: &ShimEvent| matches!(event, ShimEvent::Fds { .. });
+    for event in shim.wait(ADOPT_TIMEOUT, until).ok()? {
+        match event {
+            ShimEvent::Status(s) => status = Some(s),
+            ShimEvent::Fds { tun: fd, .. } => tun = fd,
+            _ => {}
+        }
+    }
+    Some(Adopted { claim: claim.to_owned(), kept, status: status?, tun, shim })
+}
+
+impl Node {
+    fn pod_dir(&self, claim: &str) -> std::path::PathBuf {
+        self.config.run.join("pods").join(claim)
+    }
+
+    /// The scheduler wants this claim to run.
+    pub(super) fn start(&mut self, claim: sched::Claim) {
+        let id = claim.id.clone();
+        if self.local.contains_key(&id) {
+            return;
+        }
+        let now_us = self.clock.now_us();
+        let addr = match &mut self.addresses {
+            Some(addresses) => addresses.allocate(now_us).map_err(|e| e.to_string()),
+            None => Err("this node has no pod addresses yet".into()),
+        };
+        let addr = match addr {
+            Ok(addr) => addr,
+            Err(reason) => {
+                let observed = Observed::Failed { reason, retryable: true };
+                self.sched_step(sched::Input::Pod { claim: &id, observed });
+                return;
+            }
+        };
+        let plan = Plan {
+            dir: self.pod_dir(&id),
+            addr,
+            slot: self.free_slot(&id),
+            place: Place { node: self.config.name.clone(), labels: self.config.labels.clone() },
+            cgroups: self.cgroup.as_ref().map(|c| (c.pod(&id), c.shim(&id))),
+            claim,
+        };
+        let images = plan.images();
+        let ip = addr.ip4.to_string();
+        let local =
+            Local { kept: plan.kept(), plan: Some(Box::new(plan)), shim: None, ready: false };
+        self.local.insert(id.clone(), local);
+        self.pods_step(Input::Start { claim: id, ip, images });
+    }
+
+    /// A user namespace slot that no other pod here has. Other agents on the same machine (`quelea dev`) start elsewhere, by the
+    /// claim's hash.
+    fn free_slot(&self, claim: &str) -> u32 {
+        let hash = ring::digest::digest(&ring::digest::SHA256, claim.as_bytes());
+        let word =
+            hash.as_ref().iter().take(4).fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        let taken = |slot: u32| self.local.values().any(|local| local.kept.slot == slot);
+        (0..IdMap::SLOTS_MAX)
+            .map(|step| (word % IdMap::SLOTS_MAX + step) % IdMap::SLOTS_MAX + 1)
+            .find(|slot| !taken(*slot))
+            .unwrap_or(1)
+    }
+
+    pub(super) fn adopt(&mut self, pod: Adopted) {
+        let Adopted { claim, kept, status, tun, shim } = pod;
+        let restarts = status.containers.iter().map(|c| c.restarts).sum();
+        let added = tun.map(|tun| self.overlay.add_pod(kept.addr.ip4, kept.addr.ip6, tun));
+        match added {
+            Some(Ok(())) => {}
+            Some(Err(error)) => self.event(format!("pod/{claim}"), format!("overlay: {error}")),
+            None => self.event(format!("pod/{claim}"), "its shim has no TUN: no network"),
+        }
+        let ip = kept.addr.ip4.to_string();
+        let observed = Observed::Running { ip: ip.clone(), ready: status.ready };
+        let record = kept.record.clone();
+        let local = Local { kept, plan: None, shim: None, ready: status.ready };
+        self.local.insert(claim.clone(), local);
+        self.sched_step(sched::Input::Adopt { claim: &claim, record, observed });
+        self.pods_step(Input::Adopted { claim: claim.clone(), ip, ready: status.ready, restarts });
+        self.connect(&claim, shim);
+    }
+
+    /// Watches a shim's socket.
+    fn connect(&mut self, claim: &str, shim: Shim) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let fd = shim.as_raw_fd();
+        let watched = self.registry.register(&mut SourceFd(&fd), Token(token), Interest::READABLE);
+        if let Err(error) = watched {
+            self.event(format!("pod/{claim}"), format!("cannot watch its shim: {error}"));
+        }
+        if let Some(local) = self.local.get_mut(claim) {
+            local.shim = Some(Connection { shim, token, execs: BTreeMap::new() });
+            self.tokens.insert(token, claim.to_owned());
+        }
+        // What it said before it was watched raises no further edge.
+        self.shim_said(claim);
+    }
+
+    pub(super) fn pod_action(&mut self, action: Action) {
+        match action {
+            Action::Fetch { digest } => self.fetch(digest),
+            Action::Prepare { claim } => {
+                let plan = self.local.get_mut(&claim).and_then(|local| local.plan.take());
+                if let Some(plan) = plan {
+                    self.give(Job::Prepare { plan, overlay: self.overlay.clone() });
+                }
+            }
+            Action::StopShim { claim, grace_ms } => {
+                let grace = u32::try_from(grace_ms).unwrap_or(u32::MAX);
+                let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
+                let told = connection.map(|c| c.shim.stop(Some(grace)));
+                if !matches!(told, Some(Ok(()))) {
+                    self.pods_step(Input::ShimGone { claim });
+                }
+            }
+            Action::Teardown { claim } => {
+                if let Some(local) = self.local.get_mut(&claim)
+                    && let Some(connection) = &mut local.shim
+                {
+                    // Harmless if it has gone already.
+                    let _ = connection.shim.quit();
+                }
+                let network =
+                    self.local.get(&claim).map(|l| (self.overlay.clone(), l.kept.addr.ip4));
+                let dir = self.pod_dir(&claim);
+                self.give(Job::Teardown { claim, dir, network });
+            }
+            Action::Observe { claim, observed } => {
+                self.sched_step(sched::Input::Pod { claim: &claim, observed });
+            }
+        }
+    }
+
+    fn give(&mut self, job: Job) {
+        if self.channels.jobs.send(job).is_err() {
+            self.condition("the worker thread is gone: restart the agent".into());
+        }
+    }
+
+    fn fetch(&mut self, digest: String) {
+        let Some(record) = self.images.get(&digest).cloned() else {
+            let reason = format!(
+                "image {digest}: no record of it in the flock; import it with `quelea image import`"
+            );
+            self.pods_step(Input::Fetched { digest, result: Err(reason) });
+            return;
+        };
+        let holders = self.holders(&digest);
+        if self.channels.orders.send(Order { record, holders }).is_err() {
+            self.condition("the fetch thread is gone: restart the agent".into());
+        }
+    }
+
+    /// Live nodes that say they hold an image, the nearest first.
+    fn holders(&self, digest: &str) -> Vec<(String, SocketAddr)> {
+        let wanted = sched::record::image_prefix(digest);
+        let mut holders: Vec<(u32, String, SocketAddr)> = self
+            .driver
+            .gossip()
+            .members()
+            .filter(|member| member.state.is_live() && *member.name != *self.config.name)
+            .filter_map(|member| {
+                let record = self.nodes.get(&*member.name)?;
+                record.images.binary_search(&wanted).ok()?;
+                Some((member.rtt_us, member.name.to_string(), record.api.parse().ok()?))
+            })
+            .collect();
+        holders.sort();
+        holders.into_iter().map(|(_, name, addr)| (name, addr)).collect()
+    }
+
+    pub(super) fn prepared(
+        &mut self,
+        claim: String,
+        result: Result<Shim, Failure>,
+        conditions: Vec<String>,
+    ) {
+        for condition in conditions {
+            self.condition(condition);
+        }
+        match result {
+            Ok(shim) => {
+                self.pods_step(Input::Prepared { claim: claim.clone(), result: Ok(()) });
+                self.connect(&claim, shim);
+            }
+            Err(failure) => self.pods_step(Input::Prepared { claim, result: Err(failure) }),
+        }
+    }
+
+    pub(super) fn torn(&mut self, claim: &str, left: &[String]) {
+        for what in left {
+            self.event(format!("pod/{claim}"), format!("left behind: {what}"));
+        }
+        if let Some(local) = self.local.remove(claim) {
+            if let Some(mut connection) = local.shim {
+                self.tokens.remove(&connection.token);
+                connection.shim.reap();
+            }
+            let now_us = self.clock.now_us();
+            if let Some(addresses) = &mut self.addresses {
+                addresses.release(now_us, local.kept.addr);
+            }
+        }
+        self.peers_of.remove(claim);
+        self.pods_step(Input::Torn { claim: claim.to_owned() });
+    }
+
+    pub(super) fn shim_said(&mut self, claim: &str) {
+        let Some(local) = self.local.get_mut(claim) else { return };
+        let Some(connection) = &mut local.shim else { return };
+        let events = match connection.shim.recv() {
+            Ok(events) => events,
+            Err(error) => {
+                self.event(format!("pod/{claim}"), format!("its shim is not understood: {error}"));
+                vec![ShimEvent::Gone]
+            }
+        };
+        for event in events {
+            self.shim_event(claim, event);
+        }
+    }
+
+    fn pod_name(&self, claim: &str) -> String {
+        self.local.get(claim).map_or_else(|| claim.to_owned(), |l| l.kept.record.pod_name())
+    }
+
+    fn shim_event(&mut self, claim: &str, event: ShimEvent) {
+        let about = format!("pod/{}", self.pod_name(claim));
+        let claim = claim.to_owned();
+        match event {
+            ShimEvent::Status(status) => self.ready(claim, status.ready),
+            ShimEvent::Started { .. } => {
+                let ready = self.local.get(&claim).is_some_and(|l| l.ready);
+                self.pods_step(Input::Running { claim, ready });
+            }
+            ShimEvent::Ready { pod_ready, .. } => self.ready(claim, pod_ready),
+            ShimEvent::Exited { container, exit, restart_in_ms } => {
+                let mut reason = format!("container {container} {}", exit_words(exit));
+                if let Some(ms) = restart_in_ms {
+                    reason.push_str(&format!(", starts again in {:.1} s", f64::from(ms) / 1e3));
+                }
+                self.event(about, reason.clone());
+                self.set_ready(&claim, false);
+                let Exit { code, signal, oom } = exit;
+                self.pods_step(Input::Exited { claim, code, signal, oom, reason });
+            }
+            ShimEvent::Failed { container, step, errno, text, retry_in_ms } => {
+                let os = std::io::Error::from_raw_os_error(errno);
+                let reason = format!("container {container}: {text} ({step:?}: {os})");
+                self.event(about, reason.clone());
+                self.set_ready(&claim, false);
+                if retry_in_ms.is_some() {
+                    let (code, signal, oom) = (None, None, false);
+                    self.pods_step(Input::Exited { claim, code, signal, oom, reason });
+                } else {
+                    let failure = Failure { reason, retryable: false };
+                    self.pods_step(Input::Broken { claim, failure });
+                }
+            }
+            ShimEvent::Unhealthy { container, text } => {
+                self.event(about, format!("container {container} is not healthy: {text}"));
+            }
+            ShimEvent::Condition(condition) => self.event(about, format!("{condition:?}")),
+            ShimEvent::ExecExited { exec, exit } => {
+                self.exec_ended(&claim, exec, ExecNews::Exited(exit));
+            }
+            ShimEvent::ExecFailed { exec, step, errno, text } => {
+                let os = std::io::Error::from_raw_os_error(errno);
+                let reason = format!("{text} ({step:?}: {os})");
+                self.exec_ended(&claim, exec, ExecNews::Failed(reason));
+            }
+            ShimEvent::Stopped => self.pods_step(Input::ShimGone { claim }),
+            ShimEvent::Gone => {
+                if let Some(local) = self.local.get_mut(&claim)
+                    && let Some(mut connection) = local.shim.take()
+                {
+                    self.tokens.remove(&connection.token);
+                    connection.shim.reap();
+                }
+                self.pods_step(Input::ShimGone { claim });
+            }
+            _ => {}
+        }
+    }
+
+    fn set_ready(&mut self, claim: &str, ready: bool) {
+        if let Some(local) = self.local.get_mut(claim) {
+            local.ready = ready;
+        }
+    }
+
+    fn ready(&mut self, claim: String, ready: bool) {
+        self.set_ready(&claim, ready);
+        self.pods_step(Input::Running { claim, ready });
+    }
+
+    fn exec_ended(&mut self, claim: &str, exec: ExecId, news: ExecNews) {
+        if let Some(local) = self.local.get_mut(claim)
+            && let Some(connection) = &mut local.shim
+            && let Some(waiting) = connection.execs.remove(&exec)
+        {
+            // Who asked may have gone away.
+            let _ = waiting.send(news);
+        }
+    }
+
+    /// Starts a program in a running container of this node.
+    ///
+    /// # Errors
+    /// Words for people: no such pod here, or it is not running.
+    pub(crate) fn exec(
+        &mut self,
+        request: ExecRequest,
+    ) -> Result<tokio::sync::mpsc::UnboundedReceiver<ExecNews>, String> {
+        use std::os::fd::AsFd as _;
+        let claim = self.find_local(&request.namespace, &request.pod)?;
+        let Some(local) = self.local.get_mut(&claim) else {
+            return Err(format!("{} is not on this node any more", request.pod));
+        };
+        let container = match request.container {
+            Some(name) if local.kept.containers.contains(&name) => name,
+            Some(name) => {
+                let known = local.kept.containers.join(", ");
+                return Err(format!("{} has no container {name}; it has {known}", request.pod));
+            }
+            None => local.kept.containers.first().cloned().unwrap_or_default(),
+        };
+        let Some(connection) = &mut local.shim else {
+            return Err(format!("{} is not running yet; see `quelea ps`", request.pod));
+        };
+        let spec = ExecSpec {
+            container,
+            argv: request.argv,
+            env: Vec::new(),
+            workdir: String::new(),
+            user: String::new(),
+        };
+        let [stdin, stdout, stderr] = &request.stdio;
+        let id = connection
+            .shim
+            .exec(&spec, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+            .map_err(|e| format!("{}: its shim refused: {e}", request.pod))?;
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        connection.execs.insert(id, sender);
+        Ok(receiver)
+    }
+
+    /// The claim of a pod that runs here.
+    pub(crate) fn find_local(&self, namespace: &str, pod: &str) -> Result<String, String> {
+        let found = self.local.iter().find(|(_, local)| {
+            local.kept.record.namespace == namespace && local.kept.record.pod_name() == pod
+        });
+        found.map(|(claim, _)| claim.clone()).ok_or_else(|| {
+            format!("{namespace}/{pod} does not run on {}; see `quelea ps`", self.config.name)
+        })
+    }
+
+    /// Where a local pod's logs are, and the names of its containers.
+    pub(crate) fn logs_of(
+        &self,
+        namespace: &str,
+        pod: &str,
+    ) -> Result<(std::path::PathBuf, Vec<String>), String> {
+        let claim = self.find_local(namespace, pod)?;
+        let names = self.local.get(&claim).map(|l| l.kept.containers.clone()).unwrap_or_default();
+        Ok((self.pod_dir(&claim).join("logs"), names))
+    }
+
+    /// Writes to each pod here who its peers are, where that has changed.
+    pub(super) fn write_peers(&mut self) {
+        let mut by_app: BTreeMap<(String, String), Vec<types::Peer>> = BTreeMap::new();
+        for (_, record) in self.sched.claims() {
+            if record.ip.is_empty() || !self.is_live(&record.node) {
+                continue;
+            }
+            by_app.entry((record.namespace.clone(), record.app.clone())).or_default().push(
+                types::Peer {
+                    pod: record.pod_name(),
+                    node: record.node.clone(),
+                    ip: record.ip.clone(),
+                    ready: record.ready,
+                },
+            );
+        }
+        let mut jobs = Vec::new();
+        for (claim, local) in &self.local {
+            if local.plan.is_some() {
+                // Its directory is not made yet; it is written when its own claim changes next.
+                continue;
+            }
+            let key = (local.kept.record.namespace.clone(), local.kept.record.app.clone());
+            let peers = by_app.get(&key).map(Vec::as_slice).unwrap_or_default();
+            // Strings and booleans only: serialising them cannot fail.
+            let bytes = serde_json::to_vec(peers).unwrap_or_default();
+            if self.peers_of.get(claim) != Some(&bytes) {
+                self.peers_of.insert(claim.clone(), bytes.clone());
+                let path = self.pod_dir(claim).join("info").join("peers.json");
+                jobs.push(Job::Write { path, bytes });
+            }
+        }
+        for job in jobs {
+            self.give(job);
+        }
+    }
+
+    /// Whether a node takes part, in this node's view.
+    pub(crate) fn is_live(&self, node: &str) -> bool {
+        node == self.config.name
+            || self.driver.gossip().member(node).is_some_and(|m| m.state.is_live())
+    }
+}
+
+/// `exited with code 1`, `was killed by signal 9 (out of memory)`.
+fn exit_words(exit: Exit) -> String {
+    let oom = if exit.oom { " (out of memory)" } else { "" };
+    match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exited with code {code}{oom}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}{oom}"),
+        (None, None) => format!("ended{oom}"),
+    }
+}

@@ -1,0 +1,238 @@
+//! The worker thread: what takes milliseconds and would hold up gossip: mounts, namespaces, shims, small files.
+//!
+//! Jobs run one after the other in the order given; each answers with a [`Done`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+use std::sync::Arc;
+
+use imagefs::{Digest, Image, Mounts, Store, Upper};
+use initd::cgroup::NodeCgroup;
+use initd::shim::{PodFds, Shim};
+use initd::userns::{self, IdMap};
+use netshim::Overlay;
+use netshim::podnet::{self, PodConfig};
+
+use crate::plan::Plan;
+use crate::pods::Failure;
+
+/// MTU of pods: the underlay's 1,500 less the overlay's headers, rounded down.
+pub const POD_MTU: u16 = 1400;
+/// The file that tells a later agent whose pod a directory is.
+pub const KEPT_NAME: &str = "kept.json";
+
+/// What to do.
+pub enum Job {
+    /// Make a pod and start its shim.
+    Prepare {
+        /// What it is to be.
+        plan: Box<Plan>,
+        /// Where its packets go.
+        overlay: Arc<Overlay>,
+    },
+    /// Remove everything of a pod.
+    Teardown {
+        /// The claim.
+        claim: String,
+        /// The pod's directory.
+        dir: PathBuf,
+        /// Where its packets went, and its address there.
+        network: Option<(Arc<Overlay>, std::net::Ipv4Addr)>,
+    },
+    /// Replace a small file as a whole.
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Its new content.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What became of a job.
+pub enum Done {
+    /// [`Job::Prepare`].
+    Prepared {
+        /// The claim.
+        claim: String,
+        /// The shim of the started pod.
+        result: Result<Shim, Failure>,
+        /// What the machine could not give, one line each.
+        conditions: Vec<String>,
+    },
+    /// [`Job::Teardown`].
+    Torn {
+        /// The claim.
+        claim: String,
+        /// What could not be removed, one line each; nothing is in use any more.
+        left: Vec<String>,
+    },
+}
+
+/// The state of the worker thread.
+pub struct Worker {
+    store: Arc<Store>,
+    mounts: Mounts,
+    cgroup: Option<NodeCgroup>,
+    upper: PathBuf,
+    quelead: PathBuf,
+}
+
+impl Worker {
+    /// A worker that writes containers' changes below `upper` and spawns shims from the binary `quelead`.
+    pub fn new(
+        store: Arc<Store>,
+        mounts: Mounts,
+        cgroup: Option<NodeCgroup>,
+        upper: PathBuf,
+        quelead: PathBuf,
+    ) -> Self {
+        Self { store, mounts, cgroup, upper, quelead }
+    }
+
+    /// Does one job; `None` where nobody waits for the answer.
+    pub fn run(&mut self, job: Job) -> Option<Done> {
+        match job {
+            Job::Prepare { plan, overlay } => {
+                let claim = plan.claim.id.clone();
+                let mut conditions = Vec::new();
+                let result = self.prepare(&plan, &overlay, &mut conditions);
+                Some(Done::Prepared { claim, result, conditions })
+            }
+            Job::Teardown { claim, dir, network } => {
+                let left = self.teardown(&claim, &dir, network);
+                Some(Done::Torn { claim, left })
+            }
+            Job::Write { path, bytes } => {
+                if let Err(error) = replace(&path, &bytes) {
+                    tracing::warn!(path = %path.display(), %error, "cannot write");
+                }
+                None
+            }
+        }
+    }
+
+    fn prepare(
+        &mut self,
+        plan: &Plan,
+        overlay: &Overlay,
+        conditions: &mut Vec<String>,
+    ) -> Result<Shim, Failure> {
+        let again = |reason: String| Failure { reason, retryable: true };
+        self.write_files(plan).map_err(again)?;
+        let userns = match IdMap::slot(plan.slot).map(userns::create) {
+            Some(Ok(fd)) => fd,
+            Some(Err(error)) => return Err(again(format!("user namespace: {error}"))),
+            None => return Err(again(format!("no user namespace has the slot {}", plan.slot))),
+        };
+        let mut roots: Vec<(Image, PathBuf)> = Vec::new();
+        for container in &plan.claim.spec.containers {
+            let image = self.image(Plan::digest_of(&container.image)).map_err(again)?;
+            let dir = plan.container_dir(&container.name);
+            let upper = Upper::Disk { dir: self.upper.join(&plan.claim.id).join(&container.name) };
+            let root = self
+                .mounts
+                .assemble(&self.store, &image, &dir, upper, Some(std::os::fd::AsFd::as_fd(&userns)))
+                .map_err(|e| again(format!("container {}: {e}", container.name)))?;
+            roots.push((image, root.path));
+        }
+        let spec = plan.pod_spec(&roots).map_err(|reason| Failure { reason, retryable: false })?;
+        let net = podnet::create(&PodConfig {
+            ip4: plan.addr.ip4,
+            ip6: plan.addr.ip6,
+            mtu: POD_MTU,
+            offload: true,
+        })
+        .map_err(|e| again(format!("pod network: {e}")))?;
+        conditions.extend(net.missing);
+        let tun = net.tun.try_clone().map_err(|e| again(format!("pod network: {e}")))?;
+        overlay
+            .add_pod(plan.addr.ip4, plan.addr.ip6, tun)
+            .map_err(|e| again(format!("overlay: {e}")))?;
+        let fds = PodFds {
+            netns: Some(std::os::fd::AsFd::as_fd(&net.netns)),
+            tun: Some(std::os::fd::AsFd::as_fd(&net.tun)),
+            userns: Some(std::os::fd::AsFd::as_fd(&userns)),
+        };
+        Shim::spawn(&self.quelead, &spec, fds).map_err(|e| again(format!("shim: {e}")))
+    }
+
+    fn image(&self, digest: &str) -> Result<Image, String> {
+        let parsed = Digest::from_str(digest).map_err(|e| format!("image {digest}: {e}"))?;
+        match self.store.get(&parsed) {
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => Err(format!("image {digest} is not in this node's store any more")),
+            Err(error) => Err(format!("image {digest}: {error}")),
+        }
+    }
+
+    fn write_files(&self, plan: &Plan) -> Result<(), String> {
+        let make = |dir: &Path| {
+            fs::create_dir_all(dir).map_err(|e| format!("cannot create {}: {e}", dir.display()))
+        };
+        make(&plan.dir)?;
+        make(&plan.info_dir())?;
+        // First of all: from here on a later agent knows whose remains these are.
+        let kept = serde_json::to_vec(&plan.kept()).map_err(|e| format!("{KEPT_NAME}: {e}"))?;
+        let write = |name: &str, bytes: &[u8]| {
+            let path = plan.dir.join(name);
+            replace(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
+        };
+        write(KEPT_NAME, &kept)?;
+        write("hosts", plan.hosts().as_bytes())?;
+        write("hostname", format!("{}\n", plan.hostname()).as_bytes())?;
+        write("resolv.conf", b"# The flock has no name server yet.\n")?;
+        for container in &plan.claim.spec.containers {
+            make(&plan.container_dir(&container.name))?;
+            make(&self.upper.join(&plan.claim.id))?;
+        }
+        Ok(())
+    }
+
+    /// Removes whatever is there, in the order that needs no retry; a missing part is no error.
+    fn teardown(
+        &mut self,
+        claim: &str,
+        dir: &Path,
+        network: Option<(Arc<Overlay>, std::net::Ipv4Addr)>,
+    ) -> Vec<String> {
+        let mut left = Vec::new();
+        if let Some((overlay, ip4)) = network
+            && let Err(error) = overlay.remove_pod(ip4)
+        {
+            left.push(format!("overlay: {error}"));
+        }
+        // Kills what a vanished shim left behind.
+        if let Some(cgroup) = &self.cgroup
+            && let Err(error) = cgroup.remove_pod(claim)
+        {
+            left.push(format!("cgroup: {error}"));
+        }
+        let containers = dir.join("containers");
+        for entry in fs::read_dir(&containers).into_iter().flatten().flatten() {
+            if let Err(error) = self.mounts.release(&entry.path()) {
+                left.push(format!("{}: {error}", entry.path().display()));
+            }
+        }
+        if left.is_empty() {
+            for dir in [dir, &self.upper.join(claim)] {
+                match fs::remove_dir_all(dir) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        left.push(format!("{}: {error}", dir.display()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        left
+    }
+}
+
+/// Writes a file beside its target and renames it over: readers see the old or the new, never a part.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    fs::write(&new, bytes)?;
+    fs::rename(&new, path)
+}

@@ -1,0 +1,263 @@
+//! The arguments of `quelea`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs apps on a flock of machines, without a master.
+///
+/// Every command may be given to any node. Which one: --node, else $QUELEA_NODE, else this machine's own agent, else the flock that
+/// `quelea dev` runs here.
+#[derive(Parser, Debug)]
+#[command(name = "quelea", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Where and how.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// The node to ask: NAME (in a `quelea dev` flock), unix:PATH, or NAME@ADDRESS[:PORT]
+    #[arg(long, global = true, env = "QUELEA_NODE", value_name = "NODE")]
+    pub node: Option<String>,
+    /// The flock's bundle: keys that sign specs and open HTTPS connections
+    #[arg(long, global = true, env = "QUELEA_FLOCK", value_name = "DIR")]
+    pub flock: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// How lists are printed.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Columns for people
+    Table,
+    /// All columns
+    Wide,
+    /// JSON, as the API gives it
+    Json,
+    /// Names only, one a line
+    Name,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Start a flock of nodes on this machine, for development
+    Dev(Dev),
+    /// Make a flock's keys, or one node's credentials
+    #[command(subcommand)]
+    Init(Init),
+    /// List the nodes, as one of them sees the flock
+    Nodes,
+    /// Submit an app and wait until its replicas are ready
+    Run(Run),
+    /// List apps and their replicas
+    Ps {
+        /// Only this app: [NAMESPACE/]APP
+        app: Option<String>,
+    },
+    /// Stop an app; its spec is kept
+    Stop(Stop),
+    /// Print what a replica wrote
+    Logs(Logs),
+    /// Run a program in a replica
+    Exec(Exec),
+    /// Say why an app is not running as wanted
+    Why {
+        /// [NAMESPACE/]APP
+        app: String,
+    },
+    /// List what happened on the node asked
+    Events {
+        /// Go on until interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show the node asked: its size, its network, what it lacks
+    Status,
+    /// Pack, import and list images
+    #[command(subcommand)]
+    Image(Image),
+    /// Print a completion script
+    Completion {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `quelea dev`.
+#[derive(Args, Debug)]
+pub struct Dev {
+    /// What to do with the flock; start it where nothing is given
+    #[command(subcommand)]
+    pub action: Option<DevAction>,
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub nodes: u8,
+    /// How many racks they stand in [default: one each, at most 3]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub racks: Option<u8>,
+    /// Return once the flock is up
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Stop when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+    /// Do not go into the background even though nobody waits (used by --detach)
+    #[arg(long, hide = true)]
+    pub supervise: bool,
+}
+
+/// What to do with a running dev flock.
+#[derive(Subcommand, Debug)]
+pub enum DevAction {
+    /// Stop it and remove everything of it
+    Stop,
+    /// Cut a node's power: kill -9 of everything on it
+    Kill {
+        /// Which, n2 for example
+        node: String,
+    },
+    /// Start a killed node again; its disk is as it was
+    Start {
+        /// Which
+        node: String,
+    },
+}
+
+/// `quelea init`.
+#[derive(Subcommand, Debug)]
+pub enum Init {
+    /// Make a flock: its certificate authority, its gossip key and the first operator's key
+    Flock {
+        /// The directory for the bundle; keep it safe, everything rests on it
+        dir: PathBuf,
+        /// The flock's name
+        #[arg(long, default_value = "flock")]
+        name: String,
+        /// The operator's name
+        #[arg(long, default_value = "operator")]
+        operator: String,
+    },
+    /// Make the credentials of one node
+    Node {
+        /// The node's name
+        name: String,
+        /// The directory for its credentials (on the node: /etc/quelea)
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+/// `quelea run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// The spec, TOML; - for standard input
+    pub file: PathBuf,
+    /// Return once the flock has it
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Give up waiting after this many seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `quelea stop`.
+#[derive(Args, Debug)]
+pub struct Stop {
+    /// [NAMESPACE/]APP
+    pub app: String,
+    /// Return once the flock knows
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Give up waiting after this many seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `quelea logs`.
+#[derive(Args, Debug)]
+pub struct Logs {
+    /// [NAMESPACE/]APP.SLOT, or APP for its first replica
+    pub pod: String,
+    /// Which container; the first where none is given
+    #[arg(short, long)]
+    pub container: Option<String>,
+    /// Go on until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<usize>,
+    /// Print when each line was written
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+/// `quelea exec`.
+#[derive(Args, Debug)]
+pub struct Exec {
+    /// [NAMESPACE/]APP.SLOT, or APP for its first replica
+    pub pod: String,
+    /// Which container; the first where none is given
+    #[arg(short, long)]
+    pub container: Option<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub stdin: bool,
+    /// Program and arguments
+    #[arg(last = true, required = true)]
+    pub argv: Vec<String>,
+}
+
+/// `quelea image`.
+#[derive(Subcommand, Debug)]
+pub enum Image {
+    /// Make an OCI image from a directory
+    Pack(Pack),
+    /// Bring an image into the flock: an OCI layout (directory or tar) or a `docker save`
+    Import {
+        /// The layout
+        path: PathBuf,
+        /// Its name in the flock, where the layout has none or another
+        #[arg(short, long)]
+        tag: Option<String>,
+    },
+    /// List the flock's images
+    Ls,
+}
+
+/// `quelea image pack`.
+#[derive(Args, Debug)]
+pub struct Pack {
+    /// The directory that becomes the root file system
+    pub dir: PathBuf,
+    /// Where to write the OCI layout
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The image's name
+    #[arg(short, long)]
+    pub tag: String,
+    /// The program and its first arguments; may be repeated
+    #[arg(long)]
+    pub entrypoint: Vec<String>,
+    /// Default arguments; may be repeated
+    #[arg(long)]
+    pub cmd: Vec<String>,
+    /// KEY=VALUE; may be repeated
+    #[arg(short, long)]
+    pub env: Vec<String>,
+    /// uid[:gid] or names
+    #[arg(short, long, default_value = "")]
+    pub user: String,
+    /// Working directory
+    #[arg(short, long, default_value = "")]
+    pub workdir: String,
+}

@@ -1,0 +1,75 @@
+//! The commands, one file each.
+
+mod exec;
+mod image;
+mod init;
+mod list;
+mod logs;
+mod run;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+
+use crate::cli::{Cli, Command, Init};
+use crate::context::Context;
+
+/// Runs one command.
+///
+/// # Errors
+/// What was attempted, on what, why it failed, and what to do.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Dev(dev) => return crate::dev::run(&dev),
+        Command::Init(Init::Flock { dir, name, operator }) => {
+            init::flock(&dir, &name, &operator)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Init(Init::Node { name, out }) => {
+            init::node(cli.global.flock.as_deref(), &name, &out)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Image(crate::cli::Image::Pack(pack)) => {
+            image::pack(&pack, cli.global.output)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Completion { shell } => {
+            let mut command = <Cli as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "quelea", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let context = Context::find(&cli.global)?;
+    let format = cli.global.output;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Nodes => list::nodes(&context, format).await?,
+            Command::Ps { app } => list::ps(&context, format, app.as_deref()).await?,
+            Command::Why { app } => list::why(&context, format, &app).await?,
+            Command::Events { follow } => list::events(&context, format, follow).await?,
+            Command::Status => list::status(&context, format).await?,
+            Command::Run(args) => run::run(&context, &args).await?,
+            Command::Stop(args) => run::stop(&context, &args).await?,
+            Command::Logs(args) => logs::logs(&context, &args).await?,
+            Command::Exec(args) => return exec::exec(&context, &args).await,
+            Command::Image(crate::cli::Image::Import { path, tag }) => {
+                image::import(&context, format, &path, tag.as_deref()).await?;
+            }
+            Command::Image(crate::cli::Image::Ls) => image::ls(&context, format).await?,
+            // Done above: these ask no node.
+            Command::Dev(_)
+            | Command::Init(_)
+            | Command::Image(crate::cli::Image::Pack(_))
+            | Command::Completion { .. } => {}
+        }
+        anyhow::Ok(ExitCode::SUCCESS)
+    });
+    // Reading standard input may be under way on a thread that cannot be interrupted.
+    runtime.shutdown_background();
+    code
+}

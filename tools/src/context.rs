@@ -1,0 +1,156 @@
+//! Which node to ask, and with whose keys.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent::api::client::Endpoint;
+use agent::api::types::{Nodes, Pod};
+use agent::config::API_PORT;
+use agent::trust::OperatorKey;
+use anyhow::{Context as _, Result, bail};
+
+use crate::cli::Global;
+use crate::dev::registry::{self, DevFlock};
+
+/// The socket of a node's own agent.
+const LOCAL_SOCKET: &str = "/run/quelea/api.sock";
+/// Where an operator's bundle is looked for on a machine.
+const LOCAL_BUNDLE: &str = "/etc/quelea/flock";
+
+/// The node that is asked, and how others are reached from here.
+pub struct Context {
+    /// The node that is asked.
+    pub endpoint: Endpoint,
+    bundle: Option<PathBuf>,
+    dev: Option<DevFlock>,
+}
+
+impl Context {
+    /// Finds the node to ask.
+    ///
+    /// # Errors
+    /// There is none: where it was looked for, and what to do.
+    pub fn find(global: &Global) -> Result<Self> {
+        let dev = registry::read();
+        let bundle = match (&global.flock, &dev) {
+            (Some(dir), _) => Some(dir.clone()),
+            (None, Some(dev)) if !Path::new(LOCAL_SOCKET).exists() => Some(dev.bundle.clone()),
+            (None, _) => Some(PathBuf::from(LOCAL_BUNDLE)).filter(|dir| dir.exists()),
+        };
+        let context = |endpoint| Self { endpoint, bundle: bundle.clone(), dev: dev.clone() };
+        if let Some(node) = &global.node {
+            if let Some(path) = node.strip_prefix("unix:") {
+                return Ok(context(Endpoint::Unix(path.into())));
+            }
+            if let Some((name, address)) = node.split_once('@') {
+                let addr = parse_address(address)?;
+                return Ok(context(https(name, addr, bundle.as_deref())?));
+            }
+            let Some(found) = dev.as_ref().and_then(|dev| dev.node(node)) else {
+                bail!(
+                    "no node {node:?} on this machine: give NAME@ADDRESS for one on the network, unix:PATH for a socket, or start a flock here by `quelea dev`"
+                );
+            };
+            return Ok(context(Endpoint::Unix(found.socket())));
+        }
+        if Path::new(LOCAL_SOCKET).exists() {
+            return Ok(context(Endpoint::Unix(LOCAL_SOCKET.into())));
+        }
+        // Of a dev flock any node will do; one whose power is cut will not.
+        if let Some(node) = dev.as_ref().and_then(|dev| dev.nodes.iter().find(|n| n.is_up())) {
+            return Ok(context(Endpoint::Unix(node.socket())));
+        }
+        bail!(
+            "no node to ask: no agent on this machine ({LOCAL_SOCKET}), no `quelea dev` flock either; name one by --node NAME@ADDRESS, or start a flock by `sudo quelea dev`"
+        )
+    }
+
+    /// The operator's key, to sign with.
+    ///
+    /// # Errors
+    /// There is none: where it was looked for.
+    pub fn operator(&self) -> Result<OperatorKey> {
+        let dir = self.bundle.as_deref().with_context(|| {
+            format!("no operator's key: give the flock's bundle by --flock DIR or $QUELEA_FLOCK (looked at {LOCAL_BUNDLE})")
+        })?;
+        OperatorKey::open(dir).context("cannot sign as an operator")
+    }
+
+    /// The node that runs a replica, and the replica. `pod` is `[NAMESPACE/]APP.SLOT` or `[NAMESPACE/]APP`.
+    ///
+    /// # Errors
+    /// No such replica, or its node cannot be reached.
+    pub async fn find_pod(&self, pod: &str) -> Result<(Endpoint, Pod)> {
+        let (namespace, name) = split_namespace(pod);
+        let pods: Vec<Pod> = self.endpoint.get("/v1/pods").await?;
+        let mut matching = pods.into_iter().filter(|p| {
+            p.namespace == namespace && p.node_alive && (p.name == name || p.app == name)
+        });
+        let pod = matching
+            .next()
+            .with_context(|| format!("no replica {namespace}/{name}; see `quelea ps`"))?;
+        let endpoint = self.reach(&pod.node).await?;
+        Ok((endpoint, pod))
+    }
+
+    /// The API of a node by its name.
+    ///
+    /// # Errors
+    /// It is not known, or no way leads there from here.
+    pub async fn reach(&self, name: &str) -> Result<Endpoint> {
+        if let Some(node) = self.dev.as_ref().and_then(|dev| dev.node(name))
+            && matches!(&self.endpoint, Endpoint::Unix(path) if path.starts_with(registry::RUN_DIR))
+        {
+            return Ok(Endpoint::Unix(node.socket()));
+        }
+        let nodes: Nodes = self.endpoint.get("/v1/nodes").await?;
+        if nodes.answered_by == name {
+            return Ok(self.endpoint.clone());
+        }
+        let node = nodes.nodes.iter().find(|node| node.name == name);
+        let node = node.with_context(|| format!("no node {name} in this flock"))?;
+        let addr = node
+            .api
+            .parse()
+            .with_context(|| format!("{name} has not told where its API is: {:?}", node.api))?;
+        https(name, addr, self.bundle.as_deref())
+    }
+}
+
+/// `NAMESPACE/NAME`, or `NAME` in the namespace `default`.
+pub fn split_namespace(text: &str) -> (&str, &str) {
+    text.split_once('/').unwrap_or(("default", text))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr> {
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return Ok(addr);
+    }
+    let ip: IpAddr = text.parse().with_context(|| {
+        format!("{text:?} is not an address: give 10.0.0.1 or 10.0.0.1:{API_PORT}")
+    })?;
+    Ok(SocketAddr::new(ip, API_PORT))
+}
+
+fn https(node: &str, addr: SocketAddr, bundle: Option<&Path>) -> Result<Endpoint> {
+    let dir = bundle.with_context(|| {
+        format!("{node} at {addr} is asked over HTTPS, which needs the flock's bundle: give it by --flock DIR or $QUELEA_FLOCK")
+    })?;
+    let tls: Arc<_> = agent::tls::client(dir, "operator")?;
+    Ok(Endpoint::Https { addr, node: node.to_owned(), tls })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_namespaces() {
+        assert_eq!(parse_address("10.0.0.1").unwrap(), "10.0.0.1:7402".parse().unwrap());
+        assert_eq!(parse_address("[::1]:9").unwrap(), "[::1]:9".parse().unwrap());
+        assert!(parse_address("somewhere").is_err());
+        assert_eq!(split_namespace("shop/web.1"), ("shop", "web.1"));
+        assert_eq!(split_namespace("web"), ("default", "web"));
+    }
+}

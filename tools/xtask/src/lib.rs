@@ -1,1 +1,0 @@
-//! cargo xtask: build, test, demo and bench from a clone.

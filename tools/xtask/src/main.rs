@@ -1,0 +1,61 @@
+//! `cargo xtask`: what is done from a clone. Nothing here that a user could not type.
+
+mod demo;
+mod flock;
+mod run;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, shows, tests and measures Quelea from a clone.
+#[derive(Parser)]
+#[command(name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the binaries that a machine and an operator run
+    Build,
+    /// Start a flock of three nodes on this machine and show what it does, step by step
+    Demo {
+        /// Leave the flock up at the end
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Everything that CI runs
+    Test {
+        /// Only these stages; `--list` names them
+        stages: Vec<String>,
+        /// Name the stages
+        #[arg(long)]
+        list: bool,
+    },
+    /// Run the seeded simulator; arguments are passed on
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run the tests on QEMU machines; arguments are passed on
+    Qemu {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Build => run::build().map(drop),
+        Task::Demo { keep } => demo::demo(keep),
+        Task::Test { list: true, .. } => {
+            test::list();
+            Ok(())
+        }
+        Task::Test { stages, .. } => test::test(&stages),
+        Task::Sim { args } => run::package("sim", &args),
+        Task::Qemu { args } => run::package("qemu-tests", &args),
+    }
+}

@@ -1,0 +1,115 @@
+//! Runs programs: cargo, apt-get, our own binaries.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+/// The root of the clone.
+pub(crate) fn root() -> PathBuf {
+    // tools/xtask lies two below.
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
+
+/// `cargo`, as this process was started by.
+pub(crate) fn cargo(args: &[&str]) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Runs a program whose output people see.
+pub(crate) fn check(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}
+
+/// Runs a program and returns its output; its errors are part of ours.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed ({}):\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    String::from_utf8(output.stdout).context("the output is not UTF-8")
+}
+
+/// Where built binaries are.
+pub(crate) struct Built {
+    /// The directory.
+    pub(crate) dir: PathBuf,
+}
+
+impl Built {
+    /// `quelea`.
+    pub(crate) fn quelea(&self) -> PathBuf {
+        self.dir.join("quelea")
+    }
+}
+
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+}
+
+/// Builds the release binaries, says how large they are, and returns where.
+pub(crate) fn build() -> Result<Built> {
+    let start = Instant::now();
+    let args = ["build", "--release", "--locked", "-p", "agent", "-p", "tools", "-p", "hello"];
+    check(&mut cargo(&args))?;
+    // A second call only names what the first has built.
+    let text = output(cargo(&args).args(["--message-format", "json", "--quiet"]))?;
+    let executables: Vec<PathBuf> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
+        .collect();
+    let quelead = executables.iter().find(|path| path.ends_with("quelead"));
+    let dir = quelead.and_then(|path| path.parent()).context("cargo built no quelead")?;
+    for name in ["quelead", "quelea", "hello"] {
+        let bytes = std::fs::metadata(dir.join(name))?.len();
+        println!("  {name:8} {:6.2} MB, static", bytes as f64 / 1e6);
+    }
+    println!("  built in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(Built { dir: dir.to_owned() })
+}
+
+/// Runs a package's binary in release mode.
+pub(crate) fn package(name: &str, args: &[String]) -> Result<()> {
+    check(cargo(&["run", "--release", "--quiet", "--locked", "-p", name, "--"]).args(args))
+}
+
+/// Installs Debian packages whose programs are missing, after saying so.
+pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| !is_there(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing with apt-get: {}", missing.join(" "));
+    check(Command::new("apt-get").args(["-qq", "update"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["-qq", "-y", "--no-install-recommends", "install"]).args(&missing);
+    check(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
+}
+
+/// Whether a program is in `PATH` or where root's programs are.
+pub(crate) fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.into_iter().any(|dir| dir.join(program).exists())
+}
