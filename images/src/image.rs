@@ -101,11 +101,7 @@ impl Initramfs {
             .file(&format!("{dir}/modules.softdep"), 0o644, closure.modules_softdep())?
             .file_from(&format!("{dir}/modules.builtin"), 0o644, &builtin)?
             .file("etc/modules-load.d/quelea.conf", 0o644, ALWAYS.join("\n") + "\n")?
-            .file(
-                "etc/quelea/image",
-                0o644,
-                format!("set={}\nkernel={}\n", set.name(), kernel.release),
-            )?;
+            .file("etc/quelea/image", 0o644, facts(set, kernel)?)?;
         for Extra { path, mode, source } in extra {
             archive.file_from(path, *mode, source)?;
         }

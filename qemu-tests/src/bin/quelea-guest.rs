@@ -1,0 +1,205 @@
+//! The helper inside a test machine, under three names.
+//!
+//! - as PID 1 (`rdinit=/usr/lib/quelea-guest`): starts itself as `ctl`, then becomes the real `/init`.
+//! - `ctl`: answers the host on the virtio serial port named `ctl`.
+//! - as `/init` itself, where a test wants the machine half alone: boots it and reaps, without an agent.
+
+#[path = "../wire.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod wire;
+
+use initd::machine;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{net::UnixStream, process::CommandExt as _, process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use wire::{Answer, Op, Request};
+
+const SELF: &str = "/usr/lib/quelea-guest";
+/// Our own view of processes, from before the real `/init` mounts its own.
+const PROC: &str = "/usr/lib/quelea-proc";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let name = args.first().and_then(|a| Path::new(a).file_name()).and_then(OsStr::to_str);
+    if let Some(code) = machine::personality(args.iter().map(OsString::as_os_str)) {
+        return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
+    match (name, args.get(1).and_then(|a| a.to_str()), std::process::id()) {
+        (Some("init"), _, 1) => bare(),
+        (_, Some("ctl"), _) => ctl(),
+        (_, _, 1) => front(),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// PID 1 for a moment.
+fn front() -> ExitCode {
+    let _ = std::fs::create_dir_all(PROC);
+    let _ = rustix::mount::mount("proc", PROC, "proc", rustix::mount::MountFlags::empty(), None);
+    // No /dev/null yet: it inherits the console.
+    if let Err(e) = Command::new(SELF).arg("ctl").spawn() {
+        eprintln!("quelea-guest: ctl: {e}");
+    }
+    let why = Command::new("/init").exec();
+    eprintln!("quelea-guest: /init: {why}");
+    ExitCode::FAILURE
+}
+
+/// The machine half without an agent. PID 1 must not end.
+fn bare() -> ExitCode {
+    let mut booted = machine::boot();
+    eprintln!("quelea-guest: ready phase={}", booted.machine.phase().name());
+    loop {
+        match waitpid(None, WaitOptions::NOHANG) {
+            Ok(Some((pid, _))) => {
+                let _ = booted.reaped(pid.as_raw_nonzero().get());
+            }
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+        match std::fs::read_to_string("/run/power").as_deref() {
+            Ok("off") => machine::halt(machine::Power::Off),
+            Ok("reboot") => machine::halt(machine::Power::Reboot),
+            _ => {}
+        }
+    }
+}
+
+/// Finds the root that PID 1 has made by now, and answers for ever.
+fn ctl() -> ExitCode {
+    let root = Path::new(PROC).join("1/root");
+    let port = loop {
+        if let Some(port) = find_port(&root) {
+            break port;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let entered = rustix::process::chdir(&root).and_then(|()| rustix::process::chroot("."));
+    if let Err(e) = entered {
+        eprintln!("quelea-guest: enter {}: {e}", root.display());
+    }
+    // The port can be opened once only; both directions share it.
+    let Ok(from) = File::options().read(true).write(true).open(&port) else {
+        return ExitCode::FAILURE;
+    };
+    let Ok(writer) = from.try_clone() else { return ExitCode::FAILURE };
+    let writer = Arc::new(Mutex::new(writer));
+    let mut from = BufReader::new(from);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        // No host on the other end reads as end of file.
+        if !from.read_line(&mut line).is_ok_and(|len| len > 0) {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        }
+        let Ok(Request { id, op }) = serde_json::from_str(&line) else { continue };
+        let writer = Arc::clone(&writer);
+        // A program that runs long must not keep the next question waiting.
+        std::thread::spawn(move || {
+            let answer = match run(op) {
+                Ok(answer) => Answer { id, ..answer },
+                Err(e) => Answer { id, error: Some(e.to_string()), ..Answer::default() },
+            };
+            let Ok(mut text) = serde_json::to_string(&answer) else { return };
+            text.push('\n');
+            if let Ok(mut writer) = writer.lock() {
+                let _ = writer.write_all(text.as_bytes());
+            }
+        });
+    }
+}
+
+/// The device of the port named `ctl`, as a path from the new root.
+fn find_port(root: &Path) -> Option<PathBuf> {
+    for entry in std::fs::read_dir(root.join("sys/class/virtio-ports")).ok()?.flatten() {
+        let name = std::fs::read_to_string(entry.path().join("name")).ok()?;
+        if name.trim() == "ctl" {
+            let device = Path::new("dev").join(entry.file_name());
+            return root.join(&device).exists().then(|| Path::new("/").join(device));
+        }
+    }
+    None
+}
+
+fn run(op: Op) -> std::io::Result<Answer> {
+    let text = |out: String| Ok(Answer { out, ..Answer::default() });
+    match op {
+        Op::Ping => text(String::new()),
+        Op::Exec { argv, timeout_ms } => exec(&argv, Duration::from_millis(timeout_ms)),
+        Op::Read { path } => text(String::from_utf8_lossy(&std::fs::read(path)?).into_owned()),
+        Op::List { path } => {
+            let mut names: Vec<String> = std::fs::read_dir(path)?
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect();
+            names.sort();
+            text(names.join("\n"))
+        }
+        Op::Write { path, text: bytes } => {
+            std::fs::write(path, bytes).and_then(|()| text(String::new()))
+        }
+        Op::Kill { pid, signal } => {
+            let missing = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+            let pid = Pid::from_raw(pid).ok_or_else(missing)?;
+            let signal = Signal::from_named_raw(signal).ok_or_else(missing)?;
+            kill_process(pid, signal)?;
+            text(String::new())
+        }
+        Op::Http { socket, request } => {
+            let mut stream = UnixStream::connect(socket)?;
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.write_all(request.as_bytes())?;
+            let mut bytes = Vec::new();
+            stream.take(wire::LINE_BYTES_MAX as u64 / 2).read_to_end(&mut bytes)?;
+            text(String::from_utf8_lossy(&bytes).into_owned())
+        }
+    }
+}
+
+fn exec(argv: &[String], timeout: Duration) -> std::io::Result<Answer> {
+    let program =
+        argv.first().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidInput))?;
+    let mut child = Command::new(program)
+        .args(&argv[1..])
+        .env("PATH", "/usr/bin:/sbin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let reader = |from: Option<Box<dyn std::io::Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            if let Some(from) = from {
+                let _ = from.take(wire::LINE_BYTES_MAX as u64 / 4).read_to_end(&mut bytes);
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    };
+    let out = reader(child.stdout.take().map(|s| Box::new(s) as _));
+    let err = reader(child.stderr.take().map(|s| Box::new(s) as _));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > timeout {
+            child.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(-1);
+    Ok(Answer {
+        code,
+        out: out.join().unwrap_or_default(),
+        err: err.join().unwrap_or_default(),
+        ..Answer::default()
+    })
+}

@@ -1,0 +1,171 @@
+//! A DHCP server that lives in the switch, with the faults a rack's server has.
+
+use smoltcp::{
+    phy::ChecksumCapabilities,
+    wire::{
+        ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr,
+        EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpAddress, IpProtocol,
+        Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
+    },
+};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+/// How the server behaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mood {
+    /// Answers.
+    #[default]
+    Normal,
+    /// Hears and says nothing.
+    Silent,
+    /// Offers, then refuses the request.
+    Nak,
+}
+
+/// What one machine is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Its address; the prefix is /24.
+    pub address: Ipv4Addr,
+    /// Option 12.
+    pub hostname: String,
+    /// Option 224, `key=value,key=value`; empty: not sent.
+    pub labels: String,
+}
+
+/// The server.
+#[derive(Debug, Clone)]
+pub struct Dhcp {
+    /// Its address and default gateway.
+    pub server: Ipv4Addr,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Machines by hardware address; strangers get no answer.
+    pub grants: BTreeMap<[u8; 6], Grant>,
+    /// Lease in seconds.
+    pub lease_s: u32,
+    /// How it behaves.
+    pub mood: Mood,
+    /// Messages it understood, for assertions.
+    pub heard: u64,
+}
+
+impl Dhcp {
+    /// The answer to a frame, `None` when it is none of its business.
+    pub fn answer(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
+        let ethernet = EthernetFrame::new_checked(frame).ok()?;
+        match ethernet.ethertype() {
+            EthernetProtocol::Arp => self.arp(&ethernet),
+            EthernetProtocol::Ipv4 => self.dhcp(&ethernet),
+            _ => None,
+        }
+    }
+
+    fn arp(&self, ethernet: &EthernetFrame<&[u8]>) -> Option<Vec<u8>> {
+        let packet = ArpPacket::new_checked(ethernet.payload()).ok()?;
+        let ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr,
+            target_protocol_addr,
+            ..
+        } = ArpRepr::parse(&packet).ok()?
+        else {
+            return None;
+        };
+        if target_protocol_addr != self.server {
+            return None;
+        }
+        let reply = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Reply,
+            source_hardware_addr: EthernetAddress(self.mac),
+            source_protocol_addr: self.server,
+            target_hardware_addr: source_hardware_addr,
+            target_protocol_addr: source_protocol_addr,
+        };
+        let mut bytes =
+            self.ethernet(source_hardware_addr, EthernetProtocol::Arp, reply.buffer_len());
+        let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+        reply.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+        Some(bytes)
+    }
+
+    fn dhcp(&mut self, ethernet: &EthernetFrame<&[u8]>) -> Option<Vec<u8>> {
+        let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+        let udp = UdpPacket::new_checked(ip.payload()).ok().filter(|udp| udp.dst_port() == 67)?;
+        let packet = DhcpPacket::new_checked(udp.payload()).ok()?;
+        let asked = DhcpRepr::parse(&packet).ok()?;
+        let grant = self.grants.get(&asked.client_hardware_address.0)?;
+        self.heard += 1;
+        let message_type = match (asked.message_type, self.mood) {
+            (_, Mood::Silent) => return None,
+            (DhcpMessageType::Discover, _) => DhcpMessageType::Offer,
+            (DhcpMessageType::Request, Mood::Nak) => DhcpMessageType::Nak,
+            (DhcpMessageType::Request, Mood::Normal) => DhcpMessageType::Ack,
+            _ => return None,
+        };
+        let mut options = vec![DhcpOption { kind: 12, data: grant.hostname.as_bytes() }];
+        if !grant.labels.is_empty() {
+            options.push(DhcpOption { kind: 224, data: grant.labels.as_bytes() });
+        }
+        let granted = message_type != DhcpMessageType::Nak;
+        let reply = DhcpRepr {
+            message_type,
+            transaction_id: asked.transaction_id,
+            secs: 0,
+            client_hardware_address: asked.client_hardware_address,
+            client_ip: Ipv4Addr::UNSPECIFIED,
+            your_ip: if granted { grant.address } else { Ipv4Addr::UNSPECIFIED },
+            server_ip: self.server,
+            router: granted.then_some(self.server),
+            subnet_mask: granted.then_some(Ipv4Addr::new(255, 255, 255, 0)),
+            relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+            broadcast: false,
+            requested_ip: None,
+            client_identifier: None,
+            server_identifier: Some(self.server),
+            parameter_request_list: None,
+            max_size: None,
+            lease_duration: granted.then_some(self.lease_s),
+            renew_duration: None,
+            rebind_duration: None,
+            dns_servers: None,
+            additional_options: if granted { &options } else { &[] },
+        };
+        Some(self.datagram(asked.client_hardware_address, grant.address, &reply))
+    }
+
+    fn datagram(&self, to: EthernetAddress, address: Ipv4Addr, dhcp: &DhcpRepr<'_>) -> Vec<u8> {
+        let caps = ChecksumCapabilities::default();
+        let ip = Ipv4Repr {
+            src_addr: self.server,
+            dst_addr: address,
+            next_header: IpProtocol::Udp,
+            payload_len: 8 + dhcp.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut bytes = self.ethernet(to, EthernetProtocol::Ipv4, 28 + dhcp.buffer_len());
+        let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+        let mut packet = Ipv4Packet::new_unchecked(frame.payload_mut());
+        ip.emit(&mut packet, &caps);
+        UdpRepr { src_port: 67, dst_port: 68 }.emit(
+            &mut UdpPacket::new_unchecked(packet.payload_mut()),
+            &IpAddress::Ipv4(self.server),
+            &IpAddress::Ipv4(address),
+            dhcp.buffer_len(),
+            // The buffer has the size the message says it needs.
+            |buffer| {
+                let _ = dhcp.emit(&mut DhcpPacket::new_unchecked(buffer));
+            },
+            &caps,
+        );
+        bytes
+    }
+
+    fn ethernet(&self, to: EthernetAddress, kind: EthernetProtocol, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; 14 + len];
+        EthernetRepr { src_addr: EthernetAddress(self.mac), dst_addr: to, ethertype: kind }
+            .emit(&mut EthernetFrame::new_unchecked(&mut bytes[..]));
+        bytes
+    }
+}

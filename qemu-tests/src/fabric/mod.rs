@@ -1,0 +1,234 @@
+//! The network between machines: a switch in this process, over Unix datagram sockets, without root.
+//!
+//! QEMU's side is `-netdev dgram` (7.2 or later). One thread owns the switch; tests change its rules through
+//! [`Fabric`]. Everything carried is written to a pcap file.
+
+mod dhcp;
+mod pcap;
+mod switch;
+
+pub use dhcp::{Dhcp, Grant, Mood};
+pub use switch::{Counters, Rule, Switch};
+
+use anyhow::{Context as _, Result};
+use pcap::Pcap;
+use rand::{SeedableRng as _, rngs::SmallRng};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Longest sleep of the switch's thread: how late it hears of a new rule or of its end.
+const TICK: Duration = Duration::from_millis(20);
+
+/// A running switch. Dropping it ends it.
+#[derive(Debug)]
+pub struct Fabric {
+    shared: Arc<Shared>,
+    ports: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    end: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    switch: Switch,
+    dhcp: Option<Dhcp>,
+}
+
+impl Fabric {
+    /// Starts a switch of `ports` machines in `dir` (sockets `swN.sock`, capture `fabric.pcap`). Losses come from `seed`.
+    ///
+    /// # Errors
+    /// When sockets or the capture file cannot be made.
+    pub fn start(dir: &Path, ports: usize, dhcp: Option<Dhcp>, seed: u64) -> Result<Self> {
+        let sockets: Vec<UnixDatagram> = (0..ports)
+            .map(|port| {
+                let path = switch_path(dir, port);
+                let socket = UnixDatagram::bind(&path)
+                    .with_context(|| format!("bind {}", path.display()))?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            })
+            .collect::<Result<_>>()?;
+        let pcap = Pcap::create(&dir.join("fabric.pcap"))?;
+        // The server in the switch has the last port.
+        let state = State { switch: Switch::new(ports + 1), dhcp };
+        let shared = Arc::new(Shared { state: Mutex::new(state), end: AtomicBool::new(false) });
+        let carrier = Carrier {
+            shared: Arc::clone(&shared),
+            peers: (0..ports).map(|port| machine_path(dir, port)).collect(),
+            sockets,
+            pcap,
+            rng: SmallRng::seed_from_u64(seed),
+            start: Instant::now(),
+        };
+        let thread =
+            std::thread::Builder::new().name("fabric".into()).spawn(move || carrier.run())?;
+        Ok(Self { shared, ports, thread: Some(thread) })
+    }
+
+    /// Cuts every pair between the two groups, both ways.
+    pub fn cut(&self, one: &[usize], other: &[usize]) {
+        for (a, b) in pairs(one, other) {
+            self.change(a, b, |rule| rule.cut = true);
+            self.change(b, a, |rule| rule.cut = true);
+        }
+    }
+
+    /// Cuts what `from` sends to `to`; the answers of `to` still arrive.
+    pub fn one_way(&self, from: &[usize], to: &[usize]) {
+        for (a, b) in pairs(from, to) {
+            self.change(a, b, |rule| rule.cut = true);
+        }
+    }
+
+    /// Loses that share (0 to 1) of everything between machines.
+    pub fn loss(&self, share: f64) {
+        let ppm = (share.clamp(0.0, 1.0) * 1e6) as u32;
+        self.change_all(|rule| rule.loss_ppm = ppm);
+    }
+
+    /// Delays everything between machines.
+    pub fn delay(&self, by: Duration) {
+        let us = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        self.change_all(|rule| rule.delay_us = us);
+    }
+
+    /// Takes every fault back.
+    pub fn heal(&self) {
+        self.state().switch.heal();
+    }
+
+    /// How the DHCP server behaves from now on.
+    pub fn dhcp(&self, mood: Mood) {
+        if let Some(dhcp) = &mut self.state().dhcp {
+            dhcp.mood = mood;
+        }
+    }
+
+    /// What was carried.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.state().switch.counters()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in a test must not hide behind the poison of its switch.
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, from: usize, to: usize, change: impl FnOnce(&mut Rule)) {
+        let switch = &mut self.state().switch;
+        let mut rule = switch.rule(from, to);
+        change(&mut rule);
+        switch.set(from, to, rule);
+    }
+
+    fn change_all(&self, change: impl Fn(&mut Rule)) {
+        let all: Vec<usize> = (0..self.ports).collect();
+        for (a, b) in pairs(&all, &all) {
+            self.change(a, b, &change);
+        }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        self.shared.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pairs<'a>(one: &'a [usize], other: &'a [usize]) -> impl Iterator<Item = (usize, usize)> + 'a {
+    one.iter().flat_map(move |a| other.iter().map(move |b| (*a, *b))).filter(|(a, b)| a != b)
+}
+
+/// The switch's end of a port.
+#[must_use]
+pub fn switch_path(dir: &Path, port: usize) -> PathBuf {
+    dir.join(format!("sw{port}.sock"))
+}
+
+/// The machine's end of a port.
+#[must_use]
+pub fn machine_path(dir: &Path, port: usize) -> PathBuf {
+    dir.join(format!("vm{port}.sock"))
+}
+
+struct Carrier {
+    shared: Arc<Shared>,
+    sockets: Vec<UnixDatagram>,
+    peers: Vec<PathBuf>,
+    pcap: Pcap,
+    rng: SmallRng,
+    start: Instant,
+}
+
+impl Carrier {
+    fn run(mut self) {
+        let mut buffer = vec![0; switch::FRAME_BYTES_MAX + 1];
+        while !self.shared.end.load(Ordering::Relaxed) {
+            let wait = self.wait();
+            let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
+            let mut fds: Vec<PollFd<'_>> =
+                self.sockets.iter().map(|s| PollFd::new(s, PollFlags::IN)).collect();
+            let _ = poll(&mut fds, Some(&timeout));
+            for port in 0..self.sockets.len() {
+                while let Ok(len) = self.sockets[port].recv(&mut buffer) {
+                    self.take(port, &buffer[..len]);
+                }
+            }
+            self.deliver();
+        }
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn wait(&self) -> Duration {
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = state.switch.next_deadline().map(|at| at.saturating_sub(self.now_us()));
+        due.map_or(TICK, |us| Duration::from_micros(us).min(TICK))
+    }
+
+    fn take(&mut self, port: usize, frame: &[u8]) {
+        let now = self.now_us();
+        self.pcap.write(now, frame);
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.switch.input(now, port, frame, &mut self.rng);
+    }
+
+    fn deliver(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let now = self.now_us();
+        loop {
+            let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some((port, frame)) = state.switch.due(now) else { return };
+            if let (Some(socket), Some(peer)) = (self.sockets.get(port), self.peers.get(port)) {
+                drop(state);
+                // A machine that is off or does not read loses frames, as one does.
+                let _ = socket.send_to(&frame, peer);
+            } else if let Some(reply) = state.dhcp.as_mut().and_then(|dhcp| dhcp.answer(&frame)) {
+                self.pcap.write(now, &reply);
+                state.switch.input(now, port, &reply, &mut self.rng);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! `qemu-tests [NAME… | --list | --smoke]`: runs scenarios and prints figures as JSON lines.
+
+use anyhow::{Result, bail};
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+use qemu_tests::{
+    Env, Options, pace,
+    scenario::{ALL, Outcome, Scenario},
+    vm,
+};
+use std::{process::ExitCode, time::Instant};
+
+const USAGE: &str = "\
+usage: qemu-tests [NAME...] [--smoke] [--list] [options]
+
+  NAME            run these (a prefix is enough); all when none is given
+  --smoke         run the short set
+  --list          say what there is
+  --quelead FILE  the node binary (default: cargo build --release -p agent)
+  --quelea FILE   the operator's binary (default: cargo build --release -p tools)
+  --profile NAME  cargo profile of what is built (default release)
+  --cache DIR     where kernel packages are kept (default: beside cargo's output)
+  --seed N        seed of the fabric's losses
+  --keep          keep the directory of tests that pass, too
+";
+
+struct Asked {
+    names: Vec<String>,
+    smoke: bool,
+    list: bool,
+    options: Options,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("qemu-tests: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse() -> Result<Option<Asked>> {
+    let mut asked = Asked {
+        names: Vec::new(),
+        smoke: false,
+        list: false,
+        options: Options { seed: 1, ..Options::default() },
+    };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Value(name) => asked.names.push(name.string()?),
+            Long("smoke") => asked.smoke = true,
+            Long("list") => asked.list = true,
+            Long("keep") => asked.options.keep = true,
+            Long("quelead") => asked.options.quelead = Some(parser.value()?.into()),
+            Long("quelea") => asked.options.quelea = Some(parser.value()?.into()),
+            Long("profile") => asked.options.profile = Some(parser.value()?.string()?),
+            Long("cache") => asked.options.cache = Some(parser.value()?.into()),
+            Long("seed") => asked.options.seed = parser.value()?.parse()?,
+            Long("help") | Short('h') => return Ok(None),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Some(asked))
+}
+
+fn chosen(asked: &Asked) -> Result<Vec<&'static Scenario>> {
+    for name in &asked.names {
+        if !ALL.iter().any(|s| s.name.starts_with(name.as_str())) {
+            bail!("no scenario {name}; --list names them");
+        }
+    }
+    let wanted = |s: &&Scenario| {
+        let named = asked.names.iter().any(|name| s.name.starts_with(name.as_str()));
+        named || (asked.names.is_empty() && (!asked.smoke || s.smoke))
+    };
+    Ok(ALL.iter().filter(wanted).collect())
+}
+
+fn run() -> Result<bool> {
+    let Some(asked) = parse()? else {
+        print!("{USAGE}");
+        return Ok(true);
+    };
+    let chosen = chosen(&asked)?;
+    if asked.list {
+        for s in chosen {
+            println!("{:<28} {}{}", s.name, s.about, if s.smoke { " [smoke]" } else { "" });
+        }
+        return Ok(true);
+    }
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    if vm::qemu_version().is_none_or(|version| version < (7, 2)) {
+        for s in &chosen {
+            println!("SKIP {}: qemu-system-x86_64 7.2 or later is not installed", s.name);
+        }
+        println!("0 passed, 0 failed, {} skipped", chosen.len());
+        return Ok(true);
+    }
+    pace::probe();
+    let env = Env::prepare(&asked.options)?;
+    for s in chosen {
+        let start = Instant::now();
+        let outcome = (s.run)(&env, s.name);
+        let took = start.elapsed().as_secs_f64();
+        match outcome {
+            Ok(Outcome::Passed(figures)) => {
+                println!("ok   {} ({took:.1} s)", s.name);
+                figures.iter().for_each(|figure| println!("{}", figure.line()));
+                passed += 1;
+            }
+            Ok(Outcome::Skipped(why)) => {
+                println!("SKIP {}: {why}", s.name);
+                skipped += 1;
+            }
+            Err(why) => {
+                println!("FAIL {} ({took:.1} s): {why:#}", s.name);
+                let dir = vm::test_path(s.name);
+                println!(
+                    "     seed {}, pace {:.1}; serial logs and capture in {}",
+                    env.seed,
+                    pace::stretch(),
+                    dir.display()
+                );
+                failed += 1;
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(failed == 0)
+}

@@ -1,0 +1,304 @@
+//! One machine: a QEMU process, its serial line with the time of every line, its monitor and its control channel.
+
+use crate::{ctl::Ctl, fabric, pace, qmp::Qmp};
+use anyhow::{Context as _, Result, anyhow};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Serial lines kept in memory; later ones go to the log file only.
+const LINES_MAX: usize = 20_000;
+
+/// Kernel arguments of every test machine: what costs time under emulation and changes nothing we test is off.
+pub const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check tsc=reliable \
+    lsm=capability audit=0 rodata=off cryptomgr.notests";
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Number in its cluster: port of the switch, last byte of the MAC.
+    pub index: usize,
+    /// Bzimage or vmlinux.
+    pub kernel: PathBuf,
+    /// Initramfs, then further archives; given to the kernel as one.
+    pub initrds: Vec<Vec<u8>>,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// After [`KERNEL_ARGS`].
+    pub args: String,
+    /// Sockets and logs go here.
+    pub dir: PathBuf,
+    /// Further QEMU arguments: disks, another clock.
+    pub qemu: Vec<String>,
+}
+
+type Lines = Arc<Mutex<Vec<(Duration, String)>>>;
+
+/// A running machine. Dropping it is a power cut.
+#[derive(Debug)]
+pub struct Vm {
+    plan: Plan,
+    child: Child,
+    started: Instant,
+    lines: Lines,
+}
+
+impl Vm {
+    /// Switches it on.
+    ///
+    /// # Errors
+    /// When files cannot be written or QEMU does not start.
+    pub fn start(plan: Plan) -> Result<Self> {
+        let n = plan.index;
+        let path = |name: &str| plan.dir.join(format!("{name}{n}"));
+        let initrd = path("initrd");
+        let mut file =
+            File::create(&initrd).with_context(|| format!("create {}", initrd.display()))?;
+        for archive in &plan.initrds {
+            file.write_all(archive)?;
+        }
+        drop(file);
+        for stale in [fabric::machine_path(&plan.dir, n), path("qmp"), path("ctl")] {
+            let _ = std::fs::remove_file(stale);
+        }
+        let (ours, theirs) =
+            (fabric::machine_path(&plan.dir, n), fabric::switch_path(&plan.dir, n));
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-accel", "tcg,tb-size=64", "-M", "q35", "-cpu", "max", "-nodefaults"])
+            .args(["-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-m", &plan.memory_mib.to_string(), "-serial", "stdio"])
+            .args(["-uuid", &format!("00000000-0000-4000-8000-{:012x}", n + 1)])
+            .arg("-kernel")
+            .arg(&plan.kernel)
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", &format!("{KERNEL_ARGS} {}", plan.args)])
+            .args([
+                "-netdev",
+                &format!(
+                    "dgram,id=n0,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                    ours.display(),
+                    theirs.display()
+                ),
+            ])
+            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={},romfile=", mac_text(n))])
+            .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
+            .args([
+                "-chardev",
+                &format!("socket,id=c0,path={},server=on,wait=off", path("ctl").display()),
+            ])
+            .args(["-device", "virtserialport,chardev=c0,name=ctl"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp").display())])
+            .args(&plan.qemu)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(path("qemu.err"))?);
+        let started = Instant::now();
+        let mut child = command.spawn().context("start qemu-system-x86_64")?;
+        let lines = Lines::default();
+        let serial = child.stdout.take().context("QEMU has no stdout")?;
+        let log = File::options().create(true).append(true).open(path("serial"))?;
+        let into = Arc::clone(&lines);
+        std::thread::Builder::new()
+            .name(format!("serial{n}"))
+            .spawn(move || read_serial(serial, log, started, &into))?;
+        Ok(Self { plan, child, started, lines })
+    }
+
+    /// The plan it was started from.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Time since it was switched on.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// When the first serial line that contains `text` came; waits up to `timeout` times the pace.
+    ///
+    /// # Errors
+    /// When it does not come, or QEMU ends; with the last lines.
+    pub fn line(&mut self, text: &str, timeout: Duration) -> Result<(Duration, String)> {
+        let start = Instant::now();
+        let timeout = timeout.mul_f64(pace::stretch());
+        loop {
+            if let Some(found) = self.lines().iter().find(|(_, line)| line.contains(text)) {
+                return Ok(found.clone());
+            }
+            let ended = self.child.try_wait()?;
+            // One more look: the last words may have come between the two.
+            if let Some(found) = self.lines().iter().find(|(_, line)| line.contains(text)) {
+                return Ok(found.clone());
+            }
+            if ended.is_some() || start.elapsed() > timeout {
+                let why = if ended.is_some() { "QEMU ended" } else { "timed out" };
+                let (n, s) = (self.plan.index, timeout.as_secs_f64());
+                return Err(anyhow!(
+                    "machine {n}: no line with {text:?} ({why}, {s:.1} s):\n{}",
+                    self.tail()
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// All serial lines so far.
+    #[must_use]
+    pub fn serial(&self) -> Vec<String> {
+        self.lines().iter().map(|(_, line)| line.clone()).collect()
+    }
+
+    /// The last serial lines, for an error.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        let lines = self.serial();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<(Duration, String)>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its monitor.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub fn qmp(&self) -> Result<Qmp> {
+        let path = self.plan.dir.join(format!("qmp{}", self.plan.index));
+        pace::eventually(Duration::from_secs(5), "QMP", || Qmp::connect(&path))
+    }
+
+    /// Its control channel, once the guest answers on it.
+    ///
+    /// # Errors
+    /// When the guest does not answer.
+    pub fn ctl(&self) -> Result<Ctl> {
+        Ctl::connect(&self.plan.dir.join(format!("ctl{}", self.plan.index)))
+    }
+
+    /// A power cut.
+    ///
+    /// # Errors
+    /// When the process cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// A power cut, and the same machine on again.
+    ///
+    /// # Errors
+    /// As [`Vm::start`].
+    pub fn power_cycle(self) -> Result<Self> {
+        let plan = self.plan.clone();
+        drop(self);
+        Self::start(plan)
+    }
+
+    /// Stops the QEMU process: the guest's clock jumps when it goes on.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn pause(&self, stop: bool) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("pid")?;
+        kill_process(pid, if stop { Signal::STOP } else { Signal::CONT })?;
+        Ok(())
+    }
+
+    /// Stops the guest's CPUs: its clock freezes with them.
+    ///
+    /// # Errors
+    /// When QMP refuses.
+    pub fn freeze(&self, stop: bool) -> Result<()> {
+        self.qmp()?.command(if stop { "stop" } else { "cont" }, serde_json::json!({}))?;
+        Ok(())
+    }
+
+    /// Waits until QEMU ends by itself (power off, or reboot under `-no-reboot`).
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub fn ended(&mut self, timeout: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let done = pace::eventually(timeout, "QEMU ends", || {
+            self.child.try_wait()?.map(|_| start.elapsed()).ok_or_else(|| anyhow!("still running"))
+        });
+        done.with_context(|| self.tail())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Hardware address of machine `n`.
+#[must_use]
+pub fn mac(n: usize) -> [u8; 6] {
+    [0x52, 0x54, 0, 0x71, 0, n as u8]
+}
+
+fn mac_text(n: usize) -> String {
+    mac(n).map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn read_serial(from: impl std::io::Read, mut log: File, started: Instant, into: &Lines) {
+    let mut from = BufReader::new(from);
+    let mut bytes = Vec::new();
+    while from.read_until(b'\n', &mut bytes).is_ok_and(|len| len > 0) {
+        let at = started.elapsed();
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        let _ = writeln!(log, "[{:9.3}] {line}", at.as_secs_f64());
+        let mut lines = into.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() < LINES_MAX {
+            lines.push((at, line));
+        }
+        bytes.clear();
+    }
+}
+
+/// QEMU's version, `None` when it is not installed.
+#[must_use]
+pub fn qemu_version() -> Option<(u32, u32)> {
+    let out = Command::new("qemu-system-x86_64").arg("--version").output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    let version = text.split_whitespace().nth(3)?;
+    let mut parts = version.split('.').map(str::parse);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
+}
+
+/// A test's directory for sockets and logs: short, because a socket's path has at most 107 bytes.
+#[must_use]
+pub fn test_path(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("quelea-qemu-{}", std::process::id())).join(name)
+}
+
+/// The same, made anew and empty.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn test_dir(name: &str) -> Result<PathBuf> {
+    let dir = test_path(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Removes a test's directory.
+pub fn remove_dir(dir: &Path) {
+    let _ = std::fs::remove_dir_all(dir);
+    let _ = dir.parent().map(std::fs::remove_dir);
+}
