@@ -1,9 +1,29 @@
 //! Control groups, version 2, by plain file writes.
+//!
+//! ```text
+//!  <root>/<node>/pods/<pod>/<container>[/exec-N]      limits on <pod> and <container>
+//!         │      shims/<pod>                          the shim, outside its pod's limits
+//! ```
+//!
+//! A container's processes are in its own directory, which is the root of its cgroup namespace, so that a runtime
+//! which sizes itself by `/sys/fs/cgroup/memory.max` sees its limit.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crate::error::Result;
-use crate::pod::Resources;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::pod::{Resources, is_name};
+
+/// The controllers that limits of a pod need.
+pub const WANTED: [&str; 4] = ["cpu", "io", "memory", "pids"];
+
+/// How long [`NodeCgroup::remove_pod`] waits for killed processes to be gone.
+const KILL_WAIT: Duration = Duration::from_secs(2);
+/// Deepest directory below a pod: pod, container, exec.
+const DEPTH_MAX: usize = 8;
 
 /// Where cgroup v2 is on this machine, and what it can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,14 +34,15 @@ pub struct Cgroups {
     pub controllers: Vec<String>,
 }
 
-/// The controllers that limits of a pod need.
-pub const WANTED: [&str; 4] = ["cpu", "io", "memory", "pids"];
-
 impl Cgroups {
     /// Looks for it in `/proc/self/mountinfo`. `None`: not mounted, or not writable.
     #[must_use]
     pub fn probe() -> Option<Self> {
-        None
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let root = mounts.lines().find_map(mount_point)?;
+        rustix::fs::access(root.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).ok()?;
+        let list = std::fs::read_to_string(root.join("cgroup.controllers")).ok()?;
+        Some(Self { root, controllers: list.split_whitespace().map(str::to_owned).collect() })
     }
 
     /// Those of [`WANTED`] that are missing: for the node's conditions.
@@ -33,9 +54,113 @@ impl Cgroups {
     /// Makes `<root>/<name>` with `pods` and `shims` below it and hands the controllers down to the children of `pods`.
     ///
     /// # Errors
-    /// [`Error::Sys`](crate::Error::Sys) with the path.
-    pub fn node(&self, _name: &str) -> Result<NodeCgroup> {
-        Ok(NodeCgroup { path: PathBuf::new() })
+    /// [`Error::Spec`] for a name that is none, [`Error::Sys`] with the path.
+    pub fn node(&self, name: &str) -> Result<NodeCgroup> {
+        if !is_name(name) {
+            return Err(Error::Spec { field: "cgroup".into(), why: "not a name" });
+        }
+        let path = self.root.join(name);
+        for dir in [&path, &path.join("pods"), &path.join("shims")] {
+            make(dir)?;
+        }
+        for dir in [&self.root, &path, &path.join("pods")] {
+            hand_down(dir);
+        }
+        Ok(NodeCgroup { path })
+    }
+}
+
+/// The mount point of a mountinfo line, when it is one of cgroup2.
+fn mount_point(line: &str) -> Option<PathBuf> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    if file_system.split(' ').next() != Some("cgroup2") {
+        return None;
+    }
+    // Blanks in paths are written as \040; nobody mounts cgroups at such a place.
+    mount.split(' ').nth(4).filter(|p| !p.contains('\\')).map(PathBuf::from)
+}
+
+fn make(dir: &Path) -> Result<()> {
+    match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(Error::sys("mkdir", dir.display(), e)),
+    }
+}
+
+/// Lets children of `dir` have every wanted controller that it has; what fails is noticed when a limit is set.
+fn hand_down(dir: &Path) {
+    let file = dir.join("cgroup.subtree_control");
+    for controller in WANTED {
+        let _ = write(&file, &format!("+{controller}"));
+    }
+}
+
+fn write(file: &Path, text: &str) -> rustix::io::Result<()> {
+    let fd = rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&fd, text.as_bytes()).map(drop)
+}
+
+/// A pod's or a container's directory, made by its shim. `deeper`: its children have limits too.
+pub(crate) fn create(dir: &Path, deeper: bool) -> Result<()> {
+    make(dir)?;
+    if deeper {
+        hand_down(dir);
+    }
+    Ok(())
+}
+
+/// Moves the calling process.
+pub(crate) fn enter(dir: &Path) -> Result<()> {
+    write(&dir.join("cgroup.procs"), "0").map_err(|e| Error::sys("enter cgroup", dir.display(), e))
+}
+
+/// Kills everything in and below a cgroup, at once.
+///
+/// # Errors
+/// [`Error::Sys`]: `ENOENT` when it is not there.
+pub fn kill(dir: &Path) -> Result<()> {
+    write(&dir.join("cgroup.kill"), "1").map_err(|e| Error::sys("kill cgroup", dir.display(), e))
+}
+
+/// Removes a cgroup and what is below it; nothing may live in there any more (EBUSY).
+pub(crate) fn remove_tree(dir: &Path) -> rustix::io::Result<()> {
+    remove_below(dir, 0)
+}
+
+fn remove_below(dir: &Path, depth: usize) -> rustix::io::Result<()> {
+    match rustix::fs::rmdir(dir) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::BUSY) if depth < DEPTH_MAX => {}
+        Err(e) => return Err(e),
+    }
+    let entries =
+        std::fs::read_dir(dir).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_below(&entry.path(), depth + 1)?;
+        }
+    }
+    match rustix::fs::rmdir(dir) {
+        Err(Errno::NOENT) => Ok(()),
+        r => r,
+    }
+}
+
+/// Kills and removes, waiting for the killed to be gone.
+fn clear(dir: &Path) -> Result<()> {
+    let deadline = Instant::now() + KILL_WAIT;
+    loop {
+        match kill(dir) {
+            Err(e) if e.errno() == Some(libc::ENOENT) && !dir.exists() => return Ok(()),
+            _ => {}
+        }
+        match remove_tree(dir) {
+            Ok(()) => return Ok(()),
+            Err(Errno::BUSY) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => return Err(Error::sys("rmdir", dir.display(), e)),
+        }
     }
 }
 
@@ -61,17 +186,29 @@ impl NodeCgroup {
     /// Ids of the pods that have a cgroup: what a new agent reconciles its pod directories against.
     ///
     /// # Errors
-    /// [`Error::Sys`](crate::Error::Sys).
+    /// [`Error::Sys`].
     pub fn pods(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        let dir = self.path.join("pods");
+        let entries = std::fs::read_dir(&dir).map_err(|e| Error::io("read", dir.display(), &e))?;
+        let mut ids: Vec<String> = entries
+            .flatten()
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .filter_map(|e| e.file_name().into_string().ok())
+            .collect();
+        ids.sort_unstable();
+        Ok(ids)
     }
 
-    /// Kills everything in a pod whose shim is gone and removes its cgroups and the shim's.
+    /// Kills everything in a pod whose shim is gone (the shim too, should it live) and removes both cgroups.
     ///
     /// # Errors
-    /// [`Error::Sys`](crate::Error::Sys) when something is still there after two seconds.
-    pub fn remove_pod(&self, _id: &str) -> Result<()> {
-        Ok(())
+    /// [`Error::Spec`] for an id that is none, [`Error::Sys`] when something is still there after two seconds.
+    pub fn remove_pod(&self, id: &str) -> Result<()> {
+        if !is_name(id) {
+            return Err(Error::Spec { field: "id".into(), why: "not a name" });
+        }
+        clear(&self.shim(id))?;
+        clear(&self.pod(id))
     }
 
     /// Removes the node's whole tree, killing what is in it.
@@ -79,7 +216,7 @@ impl NodeCgroup {
     /// # Errors
     /// As [`remove_pod`](Self::remove_pod).
     pub fn remove(self) -> Result<()> {
-        Ok(())
+        clear(&self.path)
     }
 }
 
@@ -92,18 +229,98 @@ pub struct Usage {
     pub memory_bytes: Option<u64>,
     /// `pids.current`.
     pub pids: Option<u64>,
-    /// `memory.events` `oom_kill`.
+    /// `memory.events` `oom_kill`: processes killed in it and below. Read it before the directory goes.
     pub oom_kills: Option<u64>,
 }
 
 /// Reads what the files give; fields whose file is not there are `None`.
 #[must_use]
-pub fn usage(_dir: &Path) -> Usage {
-    Usage::default()
+pub fn usage(dir: &Path) -> Usage {
+    let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
+    let number = |file: &str| read(file)?.trim().parse().ok();
+    let field = |file: &str, name: &str| keyed(&read(file)?, name);
+    Usage {
+        cpu_us: field("cpu.stat", "usage_usec"),
+        memory_bytes: number("memory.current"),
+        pids: number("pids.current"),
+        oom_kills: field("memory.events", "oom_kill"),
+    }
+}
+
+/// Only the count of [`Usage::oom_kills`].
+pub(crate) fn oom_kills(dir: &Path) -> u64 {
+    std::fs::read_to_string(dir.join("memory.events"))
+        .ok()
+        .and_then(|t| keyed(&t, "oom_kill"))
+        .unwrap_or(0)
+}
+
+/// The number behind a name in a flat keyed file.
+fn keyed(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
 /// Writes the limits; returns the files that could not be written, with their errno.
 #[must_use]
-pub fn limit(_dir: &Path, _limits: &Resources) -> Vec<(&'static str, i32)> {
-    Vec::new()
+pub fn limit(dir: &Path, limits: &Resources) -> Vec<(&'static str, i32)> {
+    let mut failed = Vec::new();
+    for (file, text) in settings(limits) {
+        if let Err(e) = write(&dir.join(file), &text) {
+            failed.push((file, e.raw_os_error()));
+        }
+    }
+    failed
+}
+
+/// Period of `cpu.max`.
+const CPU_PERIOD_US: u64 = 100_000;
+
+fn settings(limits: &Resources) -> Vec<(&'static str, String)> {
+    let mut list = Vec::new();
+    let mut add = |file, text: Option<String>| list.extend(text.map(|t| (file, t)));
+    add("cpu.weight", limits.cpu_weight.map(|w| w.to_string()));
+    let quota = |milli: u32| (u64::from(milli) * CPU_PERIOD_US / 1000).max(1000);
+    add("cpu.max", limits.cpu_max_milli.map(|m| format!("{} {CPU_PERIOD_US}", quota(m))));
+    add("memory.high", limits.memory_high_bytes.map(|b| b.to_string()));
+    add("memory.max", limits.memory_max_bytes.map(|b| b.to_string()));
+    add("memory.oom.group", limits.memory_max_bytes.map(|_| "1".to_owned()));
+    add("pids.max", limits.pids_max.map(|p| p.to_string()));
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_mount_in_hybrid_and_unified_layouts() {
+        let hybrid =
+            "37 35 0:31 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw";
+        assert_eq!(mount_point(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        let v1 = "36 35 0:30 / /sys/fs/cgroup/cpu rw,relatime shared:8 - cgroup cgroup rw,cpu";
+        assert_eq!(mount_point(v1), None);
+        assert_eq!(mount_point(""), None);
+    }
+
+    #[test]
+    fn limits_in_the_kernels_words() {
+        let limits = Resources {
+            cpu_weight: Some(50),
+            cpu_max_milli: Some(1500),
+            memory_max_bytes: Some(1 << 20),
+            memory_high_bytes: None,
+            pids_max: Some(7),
+        };
+        let want = [
+            ("cpu.weight", "50"),
+            ("cpu.max", "150000 100000"),
+            ("memory.max", "1048576"),
+            ("memory.oom.group", "1"),
+            ("pids.max", "7"),
+        ];
+        let got = settings(&limits);
+        assert!(got.iter().map(|(f, t)| (*f, t.as_str())).eq(want), "{got:?}");
+        assert_eq!(keyed("oom 3\noom_kill 2\noom_group_kill 1\n", "oom_kill"), Some(2));
+        assert_eq!(keyed("oom_kill x\n", "oom_kill"), None);
+    }
 }

@@ -1,2 +1,438 @@
-//! System calls that rustix lacks, and the ones a cloned child makes.
+//! System calls that rustix lacks or wraps in ways that do not fit a cloned child. The crate's only unsafe code.
+//!
+//! Functions marked *child* are for a process between `clone3` and `execve`: they do not allocate.
 #![allow(unsafe_code)]
+
+use std::convert::Infallible;
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+type Result<T> = rustix::io::Result<T>;
+
+fn errno() -> Errno {
+    // SAFETY: the location is the calling thread's own and always valid.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+fn check(r: c_long) -> Result<c_long> {
+    if r == -1 { Err(errno()) } else { Ok(r) }
+}
+
+/// The libc crate's constant of this name is cut to 32 bits, which leaves nothing of it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `clone3` without CLONE_VM: the child has a copy of the memory, so it may read everything that the parent prepared.
+/// It runs `child` and nothing else. Returns the child's PID here and its pidfd.
+///
+/// Shims have one thread; in a process with several the child could find a lock held for ever, which is why nothing
+/// that runs there allocates.
+pub(crate) fn clone(
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> Result<(u32, OwnedFd)> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all zeroes is a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(fd) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` and `pidfd` outlive the call; without CLONE_VM the child runs on its own copy of this stack, and
+    // it never leaves this function.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of_val(&args)) })?;
+    if pid == 0 {
+        // The child ends in there.
+        child();
+    }
+    // SAFETY: the kernel has put a new descriptor there, which nobody else knows.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((pid as u32, pidfd))
+}
+
+/// Plain `fork` by raw system call, for the mini-init, whose process has one thread. Zero in the child. *child*
+pub(crate) fn fork() -> Result<u32> {
+    // SAFETY: no pointers are passed; both processes go on with the same code and their own memory.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    check(pid).map(|p| p as u32)
+}
+
+/// `_exit`. *child*
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: ends the process without running anything else.
+    unsafe { libc::_exit(code) }
+}
+
+/// A null-terminated array of pointers to strings that it owns, as `execve` wants.
+pub(crate) struct Strings {
+    _owned: Vec<std::ffi::CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl Strings {
+    /// Strings with a NUL byte inside are left out: callers have checked.
+    pub(crate) fn new(items: impl IntoIterator<Item = String>) -> Self {
+        let owned: Vec<_> =
+            items.into_iter().filter_map(|s| std::ffi::CString::new(s).ok()).collect();
+        let mut pointers: Vec<_> = owned.iter().map(|s| s.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        Self { _owned: owned, pointers }
+    }
+}
+
+/// Returns only when it failed. *child*
+pub(crate) fn execve(path: &CStr, argv: &Strings, envp: &Strings) -> Errno {
+    // SAFETY: both arrays are null-terminated and own what they point to.
+    unsafe { libc::execve(path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
+    errno()
+}
+
+/// `mount_setattr` on the mount of a descriptor. *child*
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    set: u64,
+    userns: Option<BorrowedFd<'_>>,
+) -> Result<()> {
+    // SAFETY: all zeroes is a valid mount_attr.
+    let mut attr: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attr.attr_set = set;
+    if let Some(fd) = userns {
+        attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        attr.userns_fd = fd.as_raw_fd() as u64;
+    }
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a constant, `attr` outlives the call and its size is given.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    })
+    .map(drop)
+}
+
+/// Marks every descriptor from `first` on close-on-exec, or closes it. *child*
+pub(crate) fn close_range(first: u32, cloexec: bool) -> Result<()> {
+    let flags = if cloexec { libc::CLOSE_RANGE_CLOEXEC as c_long } else { 0 };
+    // SAFETY: callers are about to exec or to go on with known descriptors only.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+}
+
+/// `dup3` to a fixed number. *child*
+pub(crate) fn dup_to(from: RawFd, to: RawFd, cloexec: bool) -> Result<()> {
+    if from == to {
+        // dup3 refuses this; all that may have to change is the flag.
+        let flags = if cloexec { libc::FD_CLOEXEC } else { 0 };
+        // SAFETY: sets a flag on a descriptor.
+        return check(unsafe { libc::fcntl(from, libc::F_SETFD, flags) }.into()).map(drop);
+    }
+    // SAFETY: the child owns its whole table and nothing uses `to`.
+    check(unsafe { libc::dup3(from, to, if cloexec { libc::O_CLOEXEC } else { 0 }) }.into())
+        .map(drop)
+}
+
+/// Loads a system call filter. NO_NEW_PRIVS must be set. *child*
+pub(crate) fn seccomp(insns: &[crate::seccomp::Insn]) -> Result<()> {
+    let prog = libc::sock_fprog {
+        len: insns.len() as u16,
+        filter: insns.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
+    // SAFETY: `Insn` has the layout of sock_filter and the kernel copies the program.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const prog)
+    })
+    .map(drop)
+}
+
+/// Removes a capability from the bounding set. *child*
+pub(crate) fn drop_bounding(cap: u32) -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Effective and permitted to this; inheritable to none. *child*
+pub(crate) fn set_caps(effective: u64, permitted: u64) -> Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let data: [u32; 6] = [
+        effective as u32,
+        permitted as u32,
+        0,
+        (effective >> 32) as u32,
+        (permitted >> 32) as u32,
+        0,
+    ];
+    // SAFETY: version 3 takes two triples of words.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
+}
+
+/// The permitted set of the calling process. *child*
+pub(crate) fn permitted_caps() -> Result<u64> {
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: version 3 gives two triples of words.
+    check(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) })?;
+    Ok(u64::from(data[1]) | u64::from(data[4]) << 32)
+}
+
+/// Real, effective and saved group id of this thread. *child*
+pub(crate) fn set_gid(id: u32) -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, id, id, id) }).map(drop)
+}
+
+/// Real, effective and saved user id of this thread. *child*
+pub(crate) fn set_uid(id: u32) -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, id, id, id) }).map(drop)
+}
+
+/// Supplementary groups of this thread. *child*
+pub(crate) fn set_groups(ids: &[u32]) -> Result<()> {
+    // SAFETY: the kernel reads `len` words.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, ids.len(), ids.as_ptr()) }).map(drop)
+}
+
+/// File system ids of this thread; files made from now on belong to them. *child*
+pub(crate) fn set_fs_ids(uid: u32, gid: u32) {
+    // SAFETY: takes numbers only; never fails for a caller with CAP_SETUID and CAP_SETGID.
+    unsafe {
+        libc::syscall(libc::SYS_setfsgid, gid);
+        libc::syscall(libc::SYS_setfsuid, uid);
+    }
+}
+
+/// Enters namespaces of a pidfd or of one namespace file. *child*
+pub(crate) fn setns(fd: BorrowedFd<'_>, flags: c_int) -> Result<()> {
+    // SAFETY: callers are single-threaded; no memory is involved.
+    check(unsafe { libc::setns(fd.as_raw_fd(), flags) }.into()).map(drop)
+}
+
+/// Leaves namespaces. *child*
+pub(crate) fn unshare(flags: c_int) -> Result<()> {
+    // SAFETY: callers are single-threaded and do not unshare the descriptor table.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// A process limit. *child*
+pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the kernel reads one rlimit64.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            &raw const limit,
+            std::ptr::null_mut::<c_void>(),
+        )
+    })
+    .map(drop)
+}
+
+/// SIGKILL when the parent (thread) ends. Cleared by every change of ids. *child*
+pub(crate) fn die_with_parent() -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Makes the memory and `/proc` files of this process and of the children it clones belong to the host's root.
+pub(crate) fn set_undumpable() -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Sets a signal to its default, or to ignored. *child*
+pub(crate) fn set_signal(signal: c_int, ignore: bool) {
+    let disposition = if ignore { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: neither disposition runs code of ours.
+    unsafe { libc::signal(signal, disposition) };
+}
+
+/// A full or an empty signal set.
+fn signal_set(full: bool) -> libc::sigset_t {
+    // SAFETY: sigset_t is plain data and the calls initialise it.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        if full {
+            libc::sigfillset(&raw mut set);
+        } else {
+            libc::sigemptyset(&raw mut set);
+        }
+        set
+    }
+}
+
+/// Blocks all signals, or none. *child*
+pub(crate) fn block_signals(all: bool) {
+    let set = signal_set(all);
+    // SAFETY: both pointers are valid or null; this cannot fail with a valid `how`.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
+}
+
+/// Waits for any blocked signal, at most `timeout_ms` when given. *child*
+pub(crate) fn wait_signal(timeout_ms: Option<u64>) -> Option<i32> {
+    let set = signal_set(true);
+    let timeout = timeout_ms.map(|ms| libc::timespec {
+        tv_sec: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        tv_nsec: (ms % 1000 * 1_000_000) as c_long,
+    });
+    let timeout_ptr = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: all pointers are valid or null.
+    let signal = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), timeout_ptr) };
+    (signal > 0).then_some(signal)
+}
+
+/// Sends a signal by PID. *child*
+pub(crate) fn kill(pid: i32, signal: c_int) -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
+}
+
+/// Reaps one child if there is one that ended: PID and raw status. *child*
+pub(crate) fn reap_any() -> Result<Option<(u32, i32)>> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    let pid = check(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }.into())?;
+    Ok((pid > 0).then_some((pid as u32, status)))
+}
+
+/// The PID of a child that has ended, without reaping it. `Ok(None)`: none has; ECHILD: there are no children.
+pub(crate) fn peek_ended() -> Result<Option<u32>> {
+    // SAFETY: all zeroes is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the kernel writes one siginfo_t.
+    check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) }.into())?;
+    // SAFETY: waitid fills the fields of a child, or leaves them zero.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid > 0).then_some(pid as u32))
+}
+
+/// Reaps one child that has ended: its raw status.
+pub(crate) fn reap(pid: u32) -> Result<Option<i32>> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int.
+    let got = check(unsafe { libc::waitpid(pid as i32, &raw mut status, libc::WNOHANG) }.into())?;
+    Ok((got > 0).then_some(status))
+}
+
+/// Sends a signal to the process of a pidfd.
+pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
+    // SAFETY: a null siginfo means what kill(2) sends.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// A process that does nothing in a new user namespace, sharing our memory so that it costs nothing to make. It sleeps
+/// in a read from a pipe until it is killed.
+pub(crate) struct Sleeper {
+    /// Its PID here.
+    pub(crate) pid: u32,
+    stack: *mut c_void,
+}
+
+const SLEEPER_STACK_BYTES: usize = 16 << 10;
+
+extern "C" fn sleeper(hold: *mut c_void) -> c_int {
+    let mut byte = 0u8;
+    // SAFETY: reads into this stack. It never returns (this process holds the write end too, and all signals but
+    // SIGKILL are blocked), so errno, which it shares with the thread that made it, is not written.
+    unsafe { libc::read(hold as usize as RawFd, (&raw mut byte).cast(), 1) };
+    0
+}
+
+impl Sleeper {
+    /// Starts one that reads from `hold`, the read end of a pipe that nobody writes to.
+    pub(crate) fn start(hold: BorrowedFd<'_>) -> Result<Self> {
+        // SAFETY: a fresh private mapping.
+        let stack = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                SLEEPER_STACK_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+                -1,
+                0,
+            )
+        };
+        if stack == libc::MAP_FAILED {
+            return Err(errno());
+        }
+        let all = signal_set(true);
+        let mut before = signal_set(false);
+        // SAFETY: signals are blocked while the child is made, so that no handler of ours ever runs in it; the stack
+        // is its own and outlives it (see `reap`); it calls nothing but `read` and `_exit`.
+        let pid = unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            let pid = libc::clone(
+                sleeper,
+                stack.byte_add(SLEEPER_STACK_BYTES),
+                libc::CLONE_VM | libc::CLONE_NEWUSER | libc::SIGCHLD,
+                hold.as_raw_fd() as usize as *mut c_void,
+            );
+            let failed = errno();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+            if pid == -1 {
+                libc::munmap(stack, SLEEPER_STACK_BYTES);
+                return Err(failed);
+            }
+            pid
+        };
+        Ok(Self { pid: pid as u32, stack })
+    }
+
+    /// Kills it and waits for its end.
+    pub(crate) fn reap(self) {
+        let _ = kill(self.pid as i32, libc::SIGKILL);
+        loop {
+            // SAFETY: the PID is our child's until it has been reaped here.
+            let r = unsafe { libc::waitpid(self.pid as i32, std::ptr::null_mut(), libc::__WALL) };
+            if r != -1 || errno() != Errno::INTR {
+                break;
+            }
+        }
+        // SAFETY: its only user has ended.
+        unsafe { libc::munmap(self.stack, SLEEPER_STACK_BYTES) };
+    }
+}
+
+/// Orders the kernel to do what `reboot(2)` does with this command.
+pub(crate) fn reboot(command: c_int) -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::reboot(command) }.into()).map(drop)
+}
+
+/// One write of a few bytes; what cannot be written is lost. *child*
+pub(crate) fn write_raw(fd: RawFd, bytes: &[u8]) {
+    // SAFETY: the pointer and the length belong together.
+    unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+}
+
+/// Closes a descriptor by number. *child*
+pub(crate) fn close_raw(fd: RawFd) {
+    // SAFETY: the child owns its whole table and does not use this one again.
+    unsafe { libc::close(fd) };
+}

@@ -18,6 +18,7 @@ pub use super::wire::{Condition, ContainerStatus, ExecSpec, Exit, PodPhase, PodS
 use crate::error::{Error, Result};
 use crate::launch::Step;
 use crate::pod::PodSpec;
+use crate::userns::IdMap;
 
 /// Name of the socket in the pod's directory.
 pub const SOCKET_NAME: &str = "shim.sock";
@@ -31,8 +32,9 @@ pub struct PodFds<'a> {
     pub netns: Option<BorrowedFd<'a>>,
     /// The pod's TUN. Only kept open.
     pub tun: Option<BorrowedFd<'a>>,
-    /// User namespace, see [`userns::create`](crate::userns::create). Without one root inside is root outside.
-    pub userns: Option<BorrowedFd<'a>>,
+    /// User namespace and the map it was made with, see [`userns::create`](crate::userns::create). Without one root
+    /// inside is root outside.
+    pub userns: Option<(BorrowedFd<'a>, IdMap)>,
 }
 
 /// Names a program started by [`Shim::exec`] on this connection.
@@ -194,10 +196,10 @@ impl Shim {
         let request = Request::Launch {
             netns: fds.netns.is_some(),
             tun: fds.tun.is_some(),
-            userns: fds.userns.is_some(),
+            userns: fds.userns.map(|(_, map)| map),
         };
         let mut pass = vec![memfd.as_fd()];
-        pass.extend([fds.netns, fds.tun, fds.userns].into_iter().flatten());
+        pass.extend([fds.netns, fds.tun, fds.userns.map(|(fd, _)| fd)].into_iter().flatten());
         let sent = shim.send(&request, &pass).and_then(|()| {
             rustix::io::ioctl_fionbio(&shim.socket, true)
                 .map_err(|e| Error::sys("ioctl FIONBIO on socket of", &spec.id, e))

@@ -1,9 +1,16 @@
 //! One shim per pod: launches its containers, watches, logs, probes and restarts them, and outlives the agent.
+//!
+//! - [`core`]: decides (pure). - [`client`]: the agent's end. - `wire`: their messages.
+//! - `setup`: from a fresh process to a shim in its pod's namespaces. - `shell`: the loop that does what the core says.
 
 pub mod client;
+pub mod core;
+mod server;
+mod setup;
+mod shell;
 mod wire;
 
-pub use client::{Event, ExecId, PodFds, Shim};
+pub use client::{Event, ExecId, PodFds, Shim, last_status};
 pub use wire::{Condition, ContainerState, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
 
 /// The shim role of the binary: `quelead shim <pod id>`, spawned by [`Shim::spawn`] only. Returns the
@@ -12,5 +19,14 @@ pub use wire::{Condition, ContainerState, ContainerStatus, ExecSpec, Exit, PodPh
 /// Call it before anything else in `main`: what runs before it is memory that each pod pays for.
 #[must_use]
 pub fn main() -> i32 {
-    1
+    match setup::shim() {
+        Ok(shell) => {
+            shell.run();
+            0
+        }
+        Err(e) => {
+            eprintln!("quelea-shim: {e}");
+            1
+        }
+    }
 }

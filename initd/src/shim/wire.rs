@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::launch::Step;
+use crate::userns::IdMap;
 
 /// Version byte of every message.
 pub(crate) const WIRE_VERSION: u8 = 1;
@@ -20,7 +21,7 @@ pub(crate) const FDS_MAX: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// The first message to a fresh shim; descriptors: spec memfd, then those named here.
-    Launch { netns: bool, tun: bool, userns: bool },
+    Launch { netns: bool, tun: bool, userns: Option<IdMap> },
     /// Answered by [`Reply::Status`].
     Status,
     /// Stop all containers in the reverse order of their start.

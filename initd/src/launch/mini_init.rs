@@ -1,0 +1,33 @@
+//! PID 1 of a container whose program does not want to be one: forwards signals, reaps, ends with the program.
+//!
+//! It stays the shim's code (nothing is executed), has the program's ids, capabilities and filter, and is not dumpable,
+//! so nothing in the container can look into it or at its executable.
+
+use std::os::fd::RawFd;
+
+use crate::sys;
+
+/// Runs until `program` ends; writes its raw wait status to `report`. *child*: nothing here allocates.
+pub(super) fn run(program: u32, report: RawFd) -> ! {
+    // Signals are blocked already: what came before this line is pending.
+    loop {
+        let Some(signal) = sys::wait_signal(None) else { continue };
+        if signal != libc::SIGCHLD {
+            let _ = sys::kill(program as i32, signal);
+            continue;
+        }
+        while let Ok(Some((pid, status))) = sys::reap_any() {
+            if pid == program {
+                let bytes = status.to_le_bytes();
+                sys::write_raw(report, &bytes);
+                // The kernel kills and reaps what is left in the PID namespace.
+                sys::exit(exit_code(status));
+            }
+        }
+    }
+}
+
+/// As a shell says it.
+fn exit_code(status: i32) -> i32 {
+    if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) }
+}

@@ -1,0 +1,474 @@
+//! What the shim prepares before it clones, so that the child only attaches, drops and executes.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+
+use rustix::io::Errno;
+
+use super::mounts::{self, AsPodRoot, NODEV, NOSUID, RDONLY};
+use super::{Failure, Step, user};
+use crate::error::Error;
+use crate::pod::{ContainerSpec, RootIdmap, Seccomp};
+use crate::shim::Condition;
+use crate::sys::{self, Strings};
+use crate::userns::IdMap;
+
+/// Where programs without `/` are looked for when the environment has no `PATH`.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// `/dev/shm` of each container.
+const SHM_BYTES: u64 = 64 << 20;
+/// Descriptors that the child keeps live above those that it gives away (0..=4).
+const FD_FLOOR: RawFd = 10;
+
+/// What a pod's containers have in common.
+pub(crate) struct Context<'a> {
+    pub(crate) userns: Option<(BorrowedFd<'a>, IdMap)>,
+    /// The containers have cgroups: they get a cgroup namespace and a read-only view of it.
+    pub(crate) cgroup: bool,
+}
+
+/// A running container that a program joins.
+pub(crate) struct Joining<'a> {
+    /// Of its PID 1.
+    pub(crate) pidfd: BorrowedFd<'a>,
+    /// Whether it runs in the pod's user namespace.
+    pub(crate) in_userns: bool,
+}
+
+/// A detached mount and where it goes.
+pub(super) struct Attach {
+    pub(super) tree: OwnedFd,
+    pub(super) target: CString,
+    pub(super) step: Step,
+    /// Links in the target are followed, inside the root: images have `/var/run -> /run`. Never for ours.
+    pub(super) follow: bool,
+}
+
+/// How the child gets its mount, PID and cgroup namespaces.
+pub(super) enum Space<'a> {
+    /// New ones, around this root.
+    New { root: OwnedFd, at: CString, attach: Vec<Attach>, cgroup: bool },
+    /// Those of a running container.
+    Join { pidfd: BorrowedFd<'a>, own: OwnedFd },
+}
+
+/// Everything that a child needs; reading it allocates nothing.
+pub(crate) struct Plan<'a> {
+    pub(super) space: Space<'a>,
+    pub(super) userns: Option<BorrowedFd<'a>>,
+    pub(super) rlimits: Vec<(u32, u64, u64)>,
+    pub(super) oom_score_adj: Option<CString>,
+    pub(super) caps: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) groups: Vec<u32>,
+    /// Each directory on the way, and the last.
+    pub(super) workdir: Vec<CString>,
+    /// `None`: the container's own `/dev/null`.
+    pub(super) stdio: Stdio,
+    pub(super) seccomp: Option<&'static [crate::seccomp::Insn]>,
+    pub(super) init: bool,
+    pub(super) programs: Vec<CString>,
+    pub(super) argv: Strings,
+    pub(super) envp: Strings,
+    /// As the spec says it, for messages.
+    program: String,
+    /// What the machine could not give.
+    pub(crate) conditions: Vec<Condition>,
+}
+
+/// Standard input, output and error of a program; `None` is the container's own `/dev/null`, so that no device of the
+/// host is handed in.
+pub(crate) type Stdio = [Option<OwnedFd>; 3];
+
+/// What is left of a plan once the child is on its way: enough to explain where it stopped.
+pub(crate) struct Told {
+    pub(super) root: Option<OwnedFd>,
+    pub(super) targets: Vec<CString>,
+    pub(super) program: String,
+    pub(super) programs: Vec<CString>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) workdir: Option<CString>,
+}
+
+/// A pipe whose ends are above the numbers that the child gives away.
+pub(super) fn pipe() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((raise(read)?, raise(write)?))
+}
+
+fn raise(fd: OwnedFd) -> rustix::io::Result<OwnedFd> {
+    if fd.as_raw_fd() >= FD_FLOOR { Ok(fd) } else { rustix::io::fcntl_dupfd_cloexec(&fd, FD_FLOOR) }
+}
+
+fn cstring(s: &OsStr) -> Result<CString, Failure> {
+    CString::new(s.as_bytes())
+        .map_err(|_| Failure::new(Step::Spec, Errno::INVAL, "a NUL byte in a path"))
+}
+
+impl<'a> Plan<'a> {
+    /// For a new container. `stdio` are its standard input, output and error.
+    pub(crate) fn container(
+        context: &Context<'a>,
+        spec: &'a ContainerSpec,
+        stdio: Stdio,
+    ) -> Result<Self, Failure> {
+        let mut conditions = Vec::new();
+        let (root, userns) = open_root(context, spec, &mut conditions)?;
+        let outside = userns.map_or(0, |(_, map)| map.outside);
+        let attach = attachments(spec, &root, outside, userns.map(|u| u.0), &mut conditions)?;
+        if spec.read_only {
+            sys::mount_setattr(root.as_fd(), false, RDONLY, None)
+                .map_err(|e| Failure::new(Step::Rootfs, e, "making the root read-only"))?;
+        }
+        if spec.seccomp == Seccomp::Unconfined {
+            conditions.push(Condition::Unconfined { container: spec.name.clone() });
+        }
+        let user = user::resolve(root.as_fd(), &spec.user).map_err(|e| user_failure(&e))?;
+        for fd in stdio.iter().flatten() {
+            // A program that is not root may want to open /dev/stdout again, as web servers do.
+            let owner = |id: u32| Some(outside.saturating_add(id));
+            let _ = rustix::fs::fchown(
+                fd,
+                owner(user.uid).map(rustix::fs::Uid::from_raw),
+                owner(user.gid).map(rustix::fs::Gid::from_raw),
+            );
+        }
+        let at = cstring(spec.rootfs.as_os_str())?;
+        let space = Space::New { root, at, attach, cgroup: context.cgroup };
+        let run = Run {
+            argv: &spec.argv,
+            env: spec.env.clone(),
+            workdir: &spec.workdir,
+            init: spec.init,
+        };
+        Self::assemble(spec, space, userns.map(|u| u.0), user, run, stdio, conditions)
+    }
+
+    /// For a program that joins a running container.
+    pub(crate) fn join(
+        context: &Context<'a>,
+        spec: &'a ContainerSpec,
+        joining: &Joining<'a>,
+        exec: &crate::shim::ExecSpec,
+        stdio: Stdio,
+    ) -> Result<Self, Failure> {
+        let path = format!("/proc/{}/root", pid_of(joining.pidfd)?);
+        let root = rustix::fs::open(
+            &path,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(|e| Failure::new(Step::Rootfs, e, "opening the container's root"))?;
+        let name = if exec.user.is_empty() { &spec.user } else { &exec.user };
+        let user = user::resolve(root.as_fd(), name).map_err(|e| user_failure(&e))?;
+        let own = rustix::fs::open(
+            "/proc/self/ns/pid",
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(|e| Failure::new(Step::Setns, e, "/proc/self/ns/pid"))?;
+        let userns = context.userns.filter(|_| joining.in_userns).map(|u| u.0);
+        let mut env = spec.env.clone();
+        for (k, v) in &exec.env {
+            env.retain(|(name, _)| name != k);
+            env.push((k.clone(), v.clone()));
+        }
+        let workdir = if exec.workdir.is_empty() { &spec.workdir } else { &exec.workdir };
+        let run = Run { argv: &exec.argv, env, workdir, init: false };
+        let space = Space::Join { pidfd: joining.pidfd, own };
+        Self::assemble(spec, space, userns, user, run, stdio, Vec::new())
+    }
+
+    fn assemble(
+        spec: &'a ContainerSpec,
+        space: Space<'a>,
+        userns: Option<BorrowedFd<'a>>,
+        user: user::User,
+        run: Run<'_>,
+        stdio: Stdio,
+        conditions: Vec<Condition>,
+    ) -> Result<Self, Failure> {
+        let mut env = run.env;
+        if let Some(home) = user.home.filter(|_| !env.iter().any(|(k, _)| k == "HOME")) {
+            env.push(("HOME".to_owned(), home));
+        }
+        let program = run.argv.first().cloned().unwrap_or_default();
+        let path = env.iter().find(|(k, _)| k == "PATH").map_or(PATH_DEFAULT, |(_, v)| v.as_str());
+        let programs = candidates(&program, path);
+        let stdio = {
+            let [i, o, e] = stdio;
+            let up = |fd: Option<OwnedFd>| {
+                fd.map(raise).transpose().map_err(|e| Failure::new(Step::Stdio, e, "dup"))
+            };
+            [up(i)?, up(o)?, up(e)?]
+        };
+        Ok(Self {
+            space,
+            userns,
+            rlimits: spec.rlimits.iter().map(|r| (r.resource, r.soft, r.hard)).collect(),
+            // Always written: the shim's own is low and would be inherited.
+            oom_score_adj: CString::new(spec.oom_score_adj.to_string()).ok(),
+            caps: spec.caps.0,
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+            workdir: prefixes(run.workdir),
+            stdio,
+            seccomp: match spec.seccomp {
+                Seccomp::Default => Some(crate::seccomp::DEFAULT.insns()),
+                Seccomp::Compat => Some(crate::seccomp::COMPAT.insns()),
+                Seccomp::Unconfined => None,
+            },
+            init: run.init,
+            programs,
+            argv: Strings::new(run.argv.iter().cloned()),
+            envp: Strings::new(env.into_iter().map(|(k, v)| format!("{k}={v}"))),
+            program,
+            conditions,
+        })
+    }
+
+    /// Closes everything that the child has its own copies of.
+    pub(crate) fn told(self) -> Told {
+        let (root, targets) = match self.space {
+            Space::New { root, attach, .. } => {
+                (Some(root), attach.into_iter().map(|a| a.target).collect())
+            }
+            Space::Join { .. } => (None, Vec::new()),
+        };
+        Told {
+            root,
+            targets,
+            program: self.program,
+            programs: self.programs,
+            uid: self.uid,
+            gid: self.gid,
+            workdir: self.workdir.into_iter().next_back(),
+        }
+    }
+
+    /// Whether the child stays as a mini-init.
+    pub(super) fn mini_init(&self) -> bool {
+        self.init
+    }
+
+    /// Whether the program runs in the pod's user namespace.
+    pub(crate) fn in_userns(&self) -> bool {
+        self.userns.is_some()
+    }
+
+    /// Calls `clone` with the flags that put the child into its PID namespace; the shim itself stays where it is.
+    pub(super) fn in_pid_namespace<T>(
+        &self,
+        clone: impl FnOnce(u64) -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match &self.space {
+            Space::New { .. } => clone((libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64),
+            Space::Join { pidfd, own } => {
+                sys::setns(*pidfd, libc::CLONE_NEWPID)?;
+                let cloned = clone(0);
+                // Children of later launches belong into PID namespaces of their own.
+                sys::setns(own.as_fd(), libc::CLONE_NEWPID)?;
+                cloned
+            }
+        }
+    }
+}
+
+struct Run<'a> {
+    argv: &'a [String],
+    env: Vec<(String, String)>,
+    workdir: &'a str,
+    init: bool,
+}
+
+fn user_failure(e: &Error) -> Failure {
+    let errno = e.errno().map_or(Errno::NOENT, Errno::from_raw_os_error);
+    Failure::new(Step::User, errno, e.to_string())
+}
+
+/// The PID that a pidfd refers to.
+fn pid_of(pidfd: BorrowedFd<'_>) -> Result<u32, Failure> {
+    let gone = || Failure::new(Step::Setns, Errno::SRCH, "the container has just ended");
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))
+        .map_err(|_| gone())?;
+    info.lines().find_map(|l| l.strip_prefix("Pid:")?.trim().parse().ok()).ok_or_else(gone)
+}
+
+/// The root, mapped into the user namespace where that is asked for and possible; the user namespace to run in.
+#[allow(clippy::type_complexity)]
+fn open_root<'a>(
+    context: &Context<'a>,
+    spec: &ContainerSpec,
+    conditions: &mut Vec<Condition>,
+) -> Result<(OwnedFd, Option<(BorrowedFd<'a>, IdMap)>), Failure> {
+    let fail = |e, what| Failure::new(Step::Rootfs, e, format!("{what} {}", spec.rootfs.display()));
+    let root = mounts::tree(&spec.rootfs, false).map_err(|e| fail(e, "open_tree"))?;
+    let mut userns = context.userns;
+    if let (Some((fd, _)), RootIdmap::Here) = (userns, spec.idmap)
+        && let Err(e) = sys::mount_setattr(root.as_fd(), false, 0, Some(fd))
+    {
+        conditions
+            .push(Condition::NoIdmap { container: spec.name.clone(), errno: e.raw_os_error() });
+        userns = None;
+    }
+    // A device node in an image is no device.
+    sys::mount_setattr(root.as_fd(), false, NODEV | NOSUID, None)
+        .map_err(|e| fail(e, "mount_setattr"))?;
+    Ok((root, userns))
+}
+
+/// Everything that is mounted below the root but `/proc` and the cgroup file system, which only the child can make.
+fn attachments(
+    spec: &ContainerSpec,
+    root: &OwnedFd,
+    outside: u32,
+    userns: Option<BorrowedFd<'_>>,
+    conditions: &mut Vec<Condition>,
+) -> Result<Vec<Attach>, Failure> {
+    let _ids = AsPodRoot::new(outside);
+    let mut list: Vec<Attach> = Vec::new();
+    let ours = |made: rustix::io::Result<OwnedFd>, target: &str, step| {
+        let tree =
+            made.map_err(|e| Failure::new(step, e, format!("making the mount of /{target}")))?;
+        Ok(Attach { tree, target: cstring(OsStr::new(target))?, step, follow: false })
+    };
+    for target in ["proc", "sys", "dev"] {
+        mounts::ensure(root.as_fd(), target, true)
+            .map_err(|e| Failure::new(Step::Rootfs, e, format!("making /{target} in the root")))?;
+    }
+    list.push(ours(mounts::sysfs(), "sys", Step::Sys)?);
+    list.push(ours(mounts::dev(outside), "dev", Step::Dev)?);
+    list.push(ours(mounts::pts(outside), "dev/pts", Step::Dev)?);
+    list.push(ours(mounts::tmpfs(outside, SHM_BYTES, 0o1777), "dev/shm", Step::Dev)?);
+    list.push(ours(mounts::mqueue(), "dev/mqueue", Step::Dev)?);
+
+    // What lies above is mounted first, so that a file can be bound into a fresh tmpfs.
+    let mut wanted: Vec<(String, Wanted<'_>)> = Vec::new();
+    wanted.extend(spec.tmpfs.iter().map(|t| (t.target.clone(), Wanted::Tmpfs(t))));
+    wanted.extend(spec.binds.iter().map(|b| (b.target.clone(), Wanted::Bind(b))));
+    wanted.extend(spec.devices.iter().map(|d| (format!("/dev/{}", d.name), Wanted::Device(d))));
+    wanted.sort_by_key(|(target, _)| target.split('/').filter(|c| !c.is_empty()).count());
+    for (target, what) in wanted {
+        let (tree, directory) = what.make(outside, userns, &spec.name, conditions)?;
+        let target = target.trim_matches('/');
+        let (base, rest) = enclosing(root, &list, target);
+        mounts::ensure(base, rest, directory).map_err(|e| {
+            Failure::new(Step::Mount, e, format!("making the mount point /{target}"))
+        })?;
+        let target = cstring(OsStr::new(target))?;
+        list.push(Attach { tree, target, step: Step::Mount, follow: true });
+    }
+    Ok(list)
+}
+
+/// The deepest mount so far that `target` lies in, and the rest of the path.
+fn enclosing<'t>(
+    root: &'t OwnedFd,
+    list: &'t [Attach],
+    target: &'t str,
+) -> (BorrowedFd<'t>, &'t str) {
+    let inside = |a: &'t Attach| {
+        let rest = target.strip_prefix(a.target.to_str().ok()?)?.strip_prefix('/')?;
+        Some((a.tree.as_fd(), rest))
+    };
+    list.iter()
+        .filter_map(inside)
+        .min_by_key(|(_, rest)| rest.len())
+        .unwrap_or((root.as_fd(), target))
+}
+
+enum Wanted<'a> {
+    Tmpfs(&'a crate::pod::Tmpfs),
+    Bind(&'a crate::pod::Bind),
+    Device(&'a crate::pod::Device),
+}
+
+impl Wanted<'_> {
+    /// The mount, and whether it is a directory.
+    fn make(
+        &self,
+        outside: u32,
+        userns: Option<BorrowedFd<'_>>,
+        container: &str,
+        conditions: &mut Vec<Condition>,
+    ) -> Result<(OwnedFd, bool), Failure> {
+        match self {
+            Self::Tmpfs(t) => mounts::tmpfs(outside, t.size_bytes, t.mode)
+                .map(|tree| (tree, true))
+                .map_err(|e| Failure::new(Step::Mount, e, format!("tmpfs for {}", t.target))),
+            Self::Device(d) => mounts::tree(&d.source, false)
+                .map(|tree| (tree, false))
+                .map_err(|e| Failure::new(Step::Dev, e, format!("device {}", d.source.display()))),
+            Self::Bind(b) => {
+                let fail = |e| {
+                    let text = format!("bind of {} to {}", b.source.display(), b.target);
+                    Failure::new(Step::Mount, e, text)
+                };
+                let tree = mounts::tree(&b.source, true).map_err(fail)?;
+                if let Some(fd) = userns.filter(|_| b.idmap)
+                    && let Err(e) = sys::mount_setattr(tree.as_fd(), true, 0, Some(fd))
+                {
+                    conditions.push(Condition::BindNotMapped {
+                        container: container.to_owned(),
+                        target: b.target.clone(),
+                        errno: e.raw_os_error(),
+                    });
+                }
+                let read_only = if b.read_only { RDONLY } else { 0 };
+                sys::mount_setattr(tree.as_fd(), true, NODEV | NOSUID | read_only, None)
+                    .map_err(fail)?;
+                let stat = rustix::fs::fstat(&tree).map_err(fail)?;
+                let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+                Ok((tree, kind == rustix::fs::FileType::Directory))
+            }
+        }
+    }
+}
+
+/// The paths that a program is looked for at.
+fn candidates(program: &str, path: &str) -> Vec<CString> {
+    if program.contains('/') {
+        return CString::new(program).into_iter().collect();
+    }
+    let dirs = path.split(':').map(|d| if d.is_empty() { "." } else { d });
+    dirs.filter_map(|d| CString::new(format!("{d}/{program}")).ok()).collect()
+}
+
+/// `/a/b/c` as `/a`, `/a/b`, `/a/b/c`; `/` for nothing.
+fn prefixes(path: &str) -> Vec<CString> {
+    let mut so_far = String::new();
+    let mut list = Vec::new();
+    for c in path.split('/').filter(|c| !c.is_empty() && *c != ".") {
+        so_far.push('/');
+        so_far.push_str(c);
+        list.extend(CString::new(so_far.clone()));
+    }
+    if list.is_empty() {
+        list.push(c"/".to_owned());
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_for_where_path_says() {
+        assert_eq!(candidates("./x", "/bin"), [c"./x".to_owned()]);
+        assert_eq!(
+            candidates("x", "/bin::/y"),
+            [c"/bin/x".to_owned(), c"./x".to_owned(), c"/y/x".to_owned()]
+        );
+    }
+
+    #[test]
+    fn working_directories_are_made_from_the_top() {
+        assert_eq!(prefixes(""), [c"/".to_owned()]);
+        assert_eq!(prefixes("/a//b/./"), [c"/a".to_owned(), c"/a/b".to_owned()]);
+    }
+}

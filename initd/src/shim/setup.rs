@@ -1,0 +1,184 @@
+//! From a fresh process to a shim in its pod's namespaces.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net;
+
+use super::client::{SOCKET_NAME, recv_with_fds, send_with_fds, socket_address};
+use super::shell::{Held, Shell};
+use super::wire::{self, Condition, Reply, Request};
+use crate::error::{Error, Result};
+use crate::launch::Step;
+use crate::pod::{PodSpec, SPEC_BYTES_MAX};
+use crate::{cgroup, sys};
+
+/// Connections that wait to be accepted; more are refused by the kernel.
+const BACKLOG: i32 = 8;
+
+/// Everything that a shim does once.
+pub(super) fn shim() -> Result<Shell> {
+    sys::set_undumpable().map_err(|e| Error::sys("prctl", "dumpable", e))?;
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGUSR1] {
+        sys::set_signal(signal, true);
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    let _ = rustix::process::setsid();
+    rustix::process::chdir("/").map_err(|e| Error::sys("chdir", "/", e))?;
+    // The agent's end of a socket pair came as standard input.
+    let spawner = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)
+        .map_err(|e| Error::sys("dup", "standard input", e))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::sys("open", "/dev/null", e))?;
+    sys::dup_to(null.as_raw_fd(), 0, false).map_err(|e| Error::sys("dup", "/dev/null", e))?;
+
+    match receive(&spawner).and_then(|(spec, held)| enter(spec, held)) {
+        Ok((spec, held, listener, conditions)) => {
+            Shell::new(spec, held, listener, spawner, conditions)
+        }
+        Err(e) => {
+            // The spawner learns why; an event of no container is about the pod.
+            let reply = Reply::Failed {
+                container: String::new(),
+                step: Step::Spec,
+                errno: e.errno().unwrap_or(0),
+                text: e.to_string(),
+                retry_in_ms: None,
+            };
+            let _ = wire::encode(&reply).map(|b| send_with_fds(spawner.as_fd(), &b, &[]));
+            Err(e)
+        }
+    }
+}
+
+/// The spec and the descriptors of the pod.
+fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
+    let mut buffer = [0u8; 256];
+    let (n, fds) = recv_with_fds(spawner.as_fd(), &mut buffer)
+        .map_err(|e| Error::sys("receive from", "spawner", e))?;
+    let bytes = buffer.get(..n).unwrap_or_default();
+    let Some(Request::Launch { netns, tun, userns }) = wire::decode::<Request>(bytes)? else {
+        return Err(Error::Format { what: "first message", why: "not a launch of this version" });
+    };
+    let mut fds = fds.into_iter();
+    let missing = || Error::Format { what: "first message", why: "a descriptor is missing" };
+    let mut next = |there: bool| {
+        if there { fds.next().map(Some).ok_or_else(missing) } else { Ok(None) }
+    };
+    let spec_fd = next(true)?.ok_or_else(missing)?;
+    let (netns_fd, tun_fd, userns_fd) = (next(netns)?, next(tun)?, next(userns.is_some())?);
+    let spec = PodSpec::decode(&read_spec(&spec_fd)?)?;
+    let dir = open_dir(&spec.dir)?;
+    let held = Held { dir, netns: netns_fd, tun: tun_fd, userns: userns_fd.zip(userns) };
+    Ok((spec, held))
+}
+
+fn read_spec(fd: &OwnedFd) -> Result<Vec<u8>> {
+    let fail = |e| Error::sys("read", "pod spec", e);
+    let size = rustix::fs::fstat(fd).map_err(fail)?.st_size;
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if size > SPEC_BYTES_MAX {
+        return Err(Error::Format { what: "pod spec", why: "larger than 1 MiB" });
+    }
+    let mut bytes = vec![0; size];
+    let mut done = 0;
+    while done < size {
+        let rest = bytes.get_mut(done..).unwrap_or_default();
+        match rustix::io::pread(fd, rest, done as u64) {
+            Ok(0) => return Err(fail(Errno::IO)),
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(fail(e)),
+        }
+    }
+    Ok(bytes)
+}
+
+fn open_dir(dir: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| Error::sys("open", dir.display(), e))
+}
+
+type Entered = (PodSpec, Held, OwnedFd, Vec<Condition>);
+
+/// Cgroups, namespaces, socket. The socket is last: who can connect finds a working shim.
+fn enter(mut spec: PodSpec, held: Held) -> Result<Entered> {
+    let mut conditions = Vec::new();
+    cgroups(&mut spec, &mut conditions);
+    // Lowering needs CAP_SYS_RESOURCE, which a developer's machine may not give.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    if let Some(netns) = &held.netns {
+        sys::setns(netns.as_fd(), libc::CLONE_NEWNET)
+            .map_err(|e| Error::sys("setns", "network namespace", e))?;
+    }
+    // The containers inherit these: nothing else has to hold them together.
+    sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
+        .map_err(|e| Error::sys("unshare", "IPC and UTS namespaces", e))?;
+    rustix::system::sethostname(spec.hostname.as_bytes())
+        .map_err(|e| Error::sys("sethostname", &spec.hostname, e))?;
+    if held.userns.is_none() {
+        conditions.push(Condition::NoUserns);
+    }
+    match rustix::fs::mkdirat(&held.dir, "logs", Mode::from_raw_mode(0o750)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(Error::sys("mkdir", spec.dir.join("logs").display(), e)),
+    }
+    let listener = listen(&spec, &held)?;
+    Ok((spec, held, listener, conditions))
+}
+
+/// Makes the pod's and its containers' cgroups; without them the pod goes on and says so.
+fn cgroups(spec: &mut PodSpec, conditions: &mut Vec<Condition>) {
+    let no_cgroup =
+        |path: &Path, errno| Condition::NoCgroup { path: path.display().to_string(), errno };
+    if let Some(dir) = &spec.shim_cgroup
+        && let Err(e) = cgroup::create(dir, false).and_then(|()| cgroup::enter(dir))
+    {
+        conditions.push(no_cgroup(dir, e.errno().unwrap_or(0)));
+    }
+    let Some(pod) = spec.cgroup.clone() else {
+        conditions.push(no_cgroup(Path::new(""), 0));
+        return;
+    };
+    let made = cgroup::create(&pod, true).and_then(|()| {
+        spec.containers.iter().try_for_each(|c| cgroup::create(&pod.join(&c.name), false))
+    });
+    if let Err(e) = made {
+        conditions.push(no_cgroup(&pod, e.errno().unwrap_or(0)));
+        let _ = cgroup::remove_tree(&pod);
+        spec.cgroup = None;
+        return;
+    }
+    let mut limit = |name: &str, dir: &Path, resources| {
+        for (file, errno) in cgroup::limit(dir, resources) {
+            conditions.push(Condition::NoLimit {
+                container: name.to_owned(),
+                file: file.to_owned(),
+                errno,
+            });
+        }
+    };
+    limit("", &pod, &spec.resources);
+    for c in &spec.containers {
+        limit(&c.name, &pod.join(&c.name), &c.resources);
+    }
+}
+
+fn listen(spec: &PodSpec, held: &Held) -> Result<OwnedFd> {
+    let fail = |op| move |e| Error::sys(op, spec.dir.join(SOCKET_NAME).display(), e);
+    // What a shim before us left.
+    match rustix::fs::unlinkat(&held.dir, SOCKET_NAME, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(e) => return Err(fail("unlink")(e)),
+    }
+    let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
+    let kind = net::SocketType::SEQPACKET;
+    let socket =
+        net::socket_with(net::AddressFamily::UNIX, kind, flags, None).map_err(fail("socket"))?;
+    let (_dir, address) = socket_address(&spec.dir)?;
+    net::bind(&socket, &address).map_err(fail("bind"))?;
+    net::listen(&socket, BACKLOG).map_err(fail("listen"))?;
+    Ok(socket)
+}

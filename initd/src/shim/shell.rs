@@ -1,0 +1,727 @@
+//! The loop that does what the core says, and tells the core what happened. It decides nothing.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::client::STATUS_NAME;
+use super::core::{Input, Output, Supervisor, Which};
+use super::server::{Client, accept};
+use super::wire::{self, Condition, ContainerStatus, Exit, PodStatus, Reply};
+use crate::error::Result;
+use crate::launch::{self, Context, Failure, Launched, Plan, Step, Told};
+use crate::log::{Stream, Writer};
+use crate::pod::{Check, PodSpec};
+use crate::probe::{Progress, TcpCheck};
+use crate::userns::IdMap;
+use crate::{cgroup, sys};
+
+/// Read from a log pipe at once.
+const CHUNK_BYTES: usize = 8 << 10;
+/// Reads from one pipe before others get their turn.
+const READS_MAX: usize = 8;
+/// Most programs that joined containers, checks included; more are refused.
+pub(super) const JOINED_MAX: usize = 64;
+/// A stopped pod's shim ends by itself after this time without a client. Its status is on disk.
+const LINGER_US: u64 = 30_000_000;
+
+/// What the pod was given, and what the shim keeps open for it.
+pub(super) struct Held {
+    pub(super) dir: OwnedFd,
+    pub(super) netns: Option<OwnedFd>,
+    pub(super) tun: Option<OwnedFd>,
+    pub(super) userns: Option<(OwnedFd, IdMap)>,
+}
+
+/// The first process of a container.
+struct Process {
+    launched: Launched,
+    /// Until the program runs.
+    told: Option<Told>,
+    failure: Option<Failure>,
+    in_userns: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Container {
+    process: Option<Process>,
+    log: Option<Writer>,
+    output: [Option<OwnedFd>; 2],
+    cgroup: Option<PathBuf>,
+    oom_before: u64,
+    last_exit: Option<Exit>,
+    last_failure: Option<(Step, i32, String)>,
+}
+
+/// On whose behalf a program joined a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    Client { client: u64, exec: u64 },
+    Check(usize, Which),
+}
+
+pub(super) struct Joined {
+    pub(super) owner: Owner,
+    launched: Launched,
+    told: Option<Told>,
+    failure: Option<Failure>,
+    cgroup: Option<PathBuf>,
+    gone: bool,
+}
+
+struct Connecting {
+    container: usize,
+    which: Which,
+    check: TcpCheck,
+    gone: bool,
+}
+
+pub(super) struct Shell {
+    pub(super) spec: PodSpec,
+    pub(super) held: Held,
+    listener: OwnedFd,
+    pub(super) clients: Vec<Client>,
+    next_client: u64,
+    supervisor: Supervisor,
+    containers: Vec<Container>,
+    pub(super) joined: Vec<Joined>,
+    next_exec: u64,
+    checks: Vec<Connecting>,
+    conditions: Vec<Condition>,
+    epoch: Instant,
+    stopped_at_us: Option<u64>,
+    pub(super) quit: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Token {
+    Listener,
+    Client(usize),
+    Errors(usize),
+    Ended(usize),
+    Output(usize, Stream),
+    JoinedErrors(usize),
+    JoinedEnded(usize),
+    Check(usize),
+}
+
+#[derive(Default)]
+struct Watched<'a> {
+    tokens: Vec<Token>,
+    fds: Vec<PollFd<'a>>,
+}
+
+impl<'a> Watched<'a> {
+    fn add(&mut self, token: Token, fd: BorrowedFd<'a>, events: PollFlags) {
+        self.tokens.push(token);
+        self.fds.push(PollFd::from_borrowed_fd(fd, events));
+    }
+}
+
+impl Shell {
+    pub(super) fn new(
+        spec: PodSpec,
+        held: Held,
+        listener: OwnedFd,
+        spawner: OwnedFd,
+        conditions: Vec<Condition>,
+    ) -> Result<Self> {
+        let supervisor = Supervisor::new(&spec);
+        let containers = spec
+            .containers
+            .iter()
+            .map(|c| Container {
+                cgroup: spec.cgroup.as_ref().map(|p| p.join(&c.name)),
+                ..Container::default()
+            })
+            .collect();
+        Ok(Self {
+            supervisor,
+            containers,
+            spec,
+            held,
+            listener,
+            clients: vec![Client::new(0, spawner)],
+            next_client: 1,
+            joined: Vec::new(),
+            next_exec: 0,
+            checks: Vec::new(),
+            conditions,
+            epoch: Instant::now(),
+            stopped_at_us: None,
+            quit: false,
+        })
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Until the pod is over and nobody wants to know any more.
+    pub(super) fn run(mut self) {
+        for condition in self.conditions.clone() {
+            self.tell(&Reply::Condition(condition));
+        }
+        self.feed(Input::Start);
+        while !self.quit {
+            let ready = self.wait();
+            for (token, events) in ready {
+                self.handle(token, events);
+            }
+            self.sweep();
+            self.feed(Input::Timer);
+            self.linger();
+        }
+        self.clean_up();
+    }
+
+    /// Gives the core an input and does what it says; that may make further inputs.
+    pub(super) fn feed(&mut self, input: Input) {
+        let mut inputs = std::collections::VecDeque::from([input]);
+        let mut out = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            self.supervisor.step(self.now_us(), input, &mut out);
+            for output in out.drain(..).collect::<Vec<_>>() {
+                if let Some(next) = self.perform(output) {
+                    inputs.push_back(next);
+                }
+            }
+        }
+    }
+
+    fn name(&self, i: usize) -> String {
+        self.spec.containers.get(i).map(|c| c.name.clone()).unwrap_or_default()
+    }
+
+    fn perform(&mut self, output: Output) -> Option<Input> {
+        match output {
+            Output::Launch(i) => {
+                if let Err(failure) = self.launch(i) {
+                    self.note_failure(i, failure);
+                    return Some(Input::LaunchFailed(i));
+                }
+            }
+            Output::Signal(i, signal) => self.signal(i, signal),
+            Output::Kill(i) => self.kill(i),
+            Output::Check(i, which) => return self.begin_check(i, which),
+            Output::CancelCheck(i, which) => self.cancel_check(i, which),
+            Output::Started(i) => {
+                let reply = Reply::Started {
+                    container: self.name(i),
+                    pid: self.pid(i),
+                    restarts: self.supervisor.restarts(i),
+                };
+                self.tell(&reply);
+            }
+            Output::Ready { container, ready, pod_ready } => {
+                let container = self.name(container);
+                self.tell(&Reply::Ready { container, ready, pod_ready });
+            }
+            Output::Exited { container, exit, restart_in_ms } => {
+                let container = self.name(container);
+                self.tell(&Reply::Exited { container, exit, restart_in_ms });
+            }
+            Output::Failed { container: i, retry_in_ms } => {
+                let failure = self.containers.get(i).and_then(|c| c.last_failure.clone());
+                let (step, errno, text) = failure.unwrap_or((Step::Clone, 0, String::new()));
+                let container = self.name(i);
+                self.tell(&Reply::Failed { container, step, errno, text, retry_in_ms });
+            }
+            Output::Unhealthy(i) => {
+                let text = "liveness probe failed".to_owned();
+                let container = self.name(i);
+                self.tell(&Reply::Unhealthy { container, text });
+            }
+            Output::Stopped => {
+                self.stopped_at_us = Some(self.now_us());
+                self.save_status();
+                self.tell(&Reply::Stopped);
+            }
+        }
+        None
+    }
+
+    fn note_failure(&mut self, i: usize, f: Failure) {
+        if let Some(c) = self.containers.get_mut(i) {
+            c.last_failure = Some((f.step, f.errno, f.text));
+        }
+    }
+
+    fn launch(&mut self, i: usize) -> Result<(), Failure> {
+        let now_ns = wall_ns();
+        let gone = || Failure::new(Step::Spec, Errno::INVAL, "no such container");
+        let spec = self.spec.containers.get(i).ok_or_else(gone)?;
+        let c = self.containers.get_mut(i).ok_or_else(gone)?;
+        let log_failed = |e| Failure::new(Step::Log, e, format!("logs/{}.log", spec.name));
+        if c.log.is_none() {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = rustix::fs::openat(&self.held.dir, "logs", flags, Mode::empty())
+                .map_err(log_failed)?;
+            c.log = Some(Writer::new(dir, &spec.name, spec.log));
+        }
+        if let Some(log) = &mut c.log {
+            log.end(now_ns);
+            log.open().map_err(log_failed)?;
+        }
+        let (out_read, out_write) = log_pipe().map_err(log_failed)?;
+        let (err_read, err_write) = log_pipe().map_err(log_failed)?;
+        let cgroup_failed = |e| Failure::new(Step::Cgroup, e, format!("cgroup of {}", spec.name));
+        let cgroup =
+            c.cgroup.as_ref().map(|p| open_cgroup(p)).transpose().map_err(cgroup_failed)?;
+        c.oom_before = c.cgroup.as_ref().map_or(0, |p| cgroup::oom_kills(p));
+        let context = Context {
+            userns: self.held.userns.as_ref().map(|(fd, map)| (fd.as_fd(), *map)),
+            cgroup: cgroup.is_some(),
+        };
+        let mut plan = Plan::container(&context, spec, [None, Some(out_write), Some(err_write)])?;
+        let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;
+        let fresh = std::mem::take(&mut plan.conditions);
+        let in_userns = plan.in_userns();
+        c.output = [Some(out_read), Some(err_read)];
+        c.process = Some(Process { launched, told: Some(plan.told()), failure: None, in_userns });
+        for condition in fresh {
+            if !self.conditions.contains(&condition) {
+                self.conditions.push(condition.clone());
+                self.tell(&Reply::Condition(condition));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn signal(&mut self, i: usize, signal: i32) {
+        if let Some(p) = self.containers.get(i).and_then(|c| c.process.as_ref()) {
+            // ESRCH: it ended by itself, which poll will tell.
+            let _ = sys::pidfd_signal(p.launched.pidfd.as_fd(), signal);
+        }
+    }
+
+    /// The cgroup holds programs that joined, too; without one, the end of PID 1 ends its namespace.
+    fn kill(&mut self, i: usize) {
+        if let Some(dir) = self.containers.get(i).and_then(|c| c.cgroup.as_ref()) {
+            let _ = cgroup::kill(dir);
+        }
+        self.signal(i, libc::SIGKILL);
+    }
+
+    fn pid(&self, i: usize) -> u32 {
+        self.containers.get(i).and_then(|c| c.process.as_ref()).map_or(0, |p| p.launched.pid)
+    }
+
+    fn begin_check(&mut self, i: usize, which: Which) -> Option<Input> {
+        let spec = self.spec.containers.get(i)?;
+        let probe = match which {
+            Which::Ready => spec.ready.as_ref(),
+            Which::Live => spec.live.as_ref(),
+        }?;
+        let bad = Some(Input::Checked(i, which, false));
+        let started = match &probe.check {
+            Check::Http { port, path } => TcpCheck::start(*port, Some(path)),
+            Check::Tcp { port } => TcpCheck::start(*port, None),
+            Check::Exec { argv } => {
+                let exec = super::ExecSpec {
+                    container: spec.name.clone(),
+                    argv: argv.clone(),
+                    env: Vec::new(),
+                    workdir: String::new(),
+                    user: String::new(),
+                };
+                return match self.join(Owner::Check(i, which), &exec, [None, None, None]) {
+                    Ok(_) => None,
+                    Err(_) => bad,
+                };
+            }
+        };
+        match started {
+            Ok(check) => {
+                self.checks.push(Connecting { container: i, which, check, gone: false });
+                None
+            }
+            Err(_) => bad,
+        }
+    }
+
+    fn cancel_check(&mut self, i: usize, which: Which) {
+        self.checks.retain(|c| (c.container, c.which) != (i, which));
+        for k in 0..self.joined.len() {
+            if self.joined.get(k).is_some_and(|j| j.owner == Owner::Check(i, which)) {
+                self.kill_joined(k);
+            }
+        }
+    }
+
+    /// Starts a program inside a running container.
+    pub(super) fn join(
+        &mut self,
+        owner: Owner,
+        exec: &super::ExecSpec,
+        stdio: launch::Stdio,
+    ) -> Result<u32, Failure> {
+        let none = |errno, text: &str| Failure::new(Step::Spec, errno, text);
+        if self.joined.len() >= JOINED_MAX {
+            return Err(none(
+                Errno::AGAIN,
+                "64 programs have joined this pod's containers already",
+            ));
+        }
+        let at = self.spec.containers.iter().position(|c| c.name == exec.container);
+        let (i, spec) = at
+            .and_then(|i| Some((i, self.spec.containers.get(i)?)))
+            .ok_or_else(|| none(Errno::NOENT, "no such container in the pod"))?;
+        let c = self.containers.get(i);
+        let process = c
+            .and_then(|c| c.process.as_ref())
+            .filter(|p| p.told.is_none())
+            .ok_or_else(|| none(Errno::SRCH, "the container is not running"))?;
+        let n = self.next_exec;
+        let dir = c.and_then(|c| c.cgroup.as_ref()).map(|p| p.join(format!("exec-{n}")));
+        let cgroup_failed = |e| Failure::new(Step::Cgroup, e, "cgroup of the program");
+        let cgroup = match &dir {
+            Some(dir) => {
+                rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)).map_err(cgroup_failed)?;
+                Some(open_cgroup(dir).map_err(cgroup_failed)?)
+            }
+            None => None,
+        };
+        let context = Context {
+            userns: self.held.userns.as_ref().map(|(fd, map)| (fd.as_fd(), *map)),
+            cgroup: cgroup.is_some(),
+        };
+        let joining =
+            launch::Joining { pidfd: process.launched.pidfd.as_fd(), in_userns: process.in_userns };
+        let started = Plan::join(&context, spec, &joining, exec, stdio).and_then(|plan| {
+            let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;
+            Ok((launched, plan.told()))
+        });
+        match started {
+            Ok((launched, told)) => {
+                let pid = launched.pid;
+                self.next_exec += 1;
+                self.joined.push(Joined {
+                    owner,
+                    launched,
+                    told: Some(told),
+                    failure: None,
+                    cgroup: dir,
+                    gone: false,
+                });
+                Ok(pid)
+            }
+            Err(e) => {
+                let _ = dir.map(|d| cgroup::remove_tree(&d));
+                Err(e)
+            }
+        }
+    }
+
+    pub(super) fn kill_joined(&mut self, k: usize) {
+        let Some(j) = self.joined.get(k) else { return };
+        if let Some(dir) = &j.cgroup {
+            let _ = cgroup::kill(dir);
+        }
+        let _ = sys::pidfd_signal(j.launched.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Waits for something to happen or to be due.
+    fn wait(&mut self) -> Vec<(Token, PollFlags)> {
+        let now = self.now_us();
+        let linger = self.stopped_at_us.map(|at| at + LINGER_US);
+        let deadline = [self.supervisor.next_deadline(), linger].into_iter().flatten().min();
+        let timeout = deadline.map(|at| {
+            let us = at.saturating_sub(now);
+            Timespec { tv_sec: (us / 1_000_000) as i64, tv_nsec: (us % 1_000_000 * 1000) as _ }
+        });
+        let (tokens, mut fds) = self.watched();
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(_) => return Vec::new(), // EINTR; nothing else is possible with these arguments
+        }
+        let ready = tokens.into_iter().zip(fds.iter().map(PollFd::revents));
+        ready.filter(|(_, events)| !events.is_empty()).collect()
+    }
+
+    /// What is waited for. Reports come before ends, so that a program that is short is seen to have run.
+    fn watched(&self) -> (Vec<Token>, Vec<PollFd<'_>>) {
+        let mut watched = Watched::default();
+        let mut add = |token, fd, events| watched.add(token, fd, events);
+        add(Token::Listener, self.listener.as_fd(), PollFlags::IN);
+        for (i, c) in self.clients.iter().enumerate() {
+            add(Token::Client(i), c.socket.as_fd(), c.events());
+        }
+        for (i, c) in self.containers.iter().enumerate() {
+            if let Some(p) = &c.process {
+                if p.told.is_some() {
+                    add(Token::Errors(i), p.launched.errors.as_fd(), PollFlags::IN);
+                }
+                add(Token::Ended(i), p.launched.pidfd.as_fd(), PollFlags::IN);
+            }
+            for (fd, stream) in c.output.iter().zip([Stream::Stdout, Stream::Stderr]) {
+                if let Some(fd) = fd {
+                    add(Token::Output(i, stream), fd.as_fd(), PollFlags::IN);
+                }
+            }
+        }
+        for (k, j) in self.joined.iter().enumerate() {
+            if j.told.is_some() {
+                add(Token::JoinedErrors(k), j.launched.errors.as_fd(), PollFlags::IN);
+            }
+            add(Token::JoinedEnded(k), j.launched.pidfd.as_fd(), PollFlags::IN);
+        }
+        for (k, c) in self.checks.iter().enumerate() {
+            add(Token::Check(k), c.check.as_fd(), c.check.events());
+        }
+        (watched.tokens, watched.fds)
+    }
+
+    fn handle(&mut self, token: Token, events: PollFlags) {
+        match token {
+            Token::Listener => {
+                if let Some(client) = accept(&self.listener, self.next_client, self.clients.len()) {
+                    self.next_client += 1;
+                    self.clients.push(client);
+                }
+            }
+            Token::Client(i) => self.client_ready(i, events),
+            Token::Errors(i) => self.launch_reported(i),
+            Token::Ended(i) => self.container_ended(i),
+            Token::Output(i, stream) => self.output(i, stream, READS_MAX),
+            Token::JoinedErrors(k) => self.joined_reported(k),
+            Token::JoinedEnded(k) => self.joined_ended(k),
+            Token::Check(k) => self.check_ready(k),
+        }
+    }
+
+    /// Forgets what ended during the last round; indices of tokens are valid within one.
+    fn sweep(&mut self) {
+        let gone: Vec<u64> = self.clients.iter().filter(|c| c.gone).map(Client::id).collect();
+        for id in gone {
+            self.client_gone(id);
+        }
+        self.clients.retain(|c| !c.gone);
+        self.joined.retain(|j| !j.gone);
+        self.checks.retain(|c| !c.gone);
+    }
+
+    fn launch_reported(&mut self, i: usize) {
+        let Some(p) = self.containers.get_mut(i).and_then(|c| c.process.as_mut()) else { return };
+        let Some(told) = &p.told else { return };
+        match read_report(&p.launched) {
+            Reported::Nothing => {}
+            Reported::Runs => {
+                p.told = None;
+                self.feed(Input::Started(i));
+            }
+            Reported::Stopped(bytes) => {
+                // The process ends now; that is when the failure is told.
+                p.failure = Some(launch::failure(told, &bytes));
+                p.told = None;
+            }
+        }
+    }
+
+    fn container_ended(&mut self, i: usize) {
+        self.launch_reported(i);
+        let Some(p) = self.containers.get(i).and_then(|c| c.process.as_ref()) else { return };
+        let Ok(Some(status)) = sys::reap(p.launched.pid) else { return };
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.output(i, stream, usize::MAX);
+        }
+        let Some(c) = self.containers.get_mut(i) else { return };
+        let Some(p) = c.process.take() else { return };
+        c.output = [None, None];
+        if let Some(log) = &mut c.log {
+            log.end(wall_ns());
+        }
+        if let Some(failure) = p.failure {
+            self.note_failure(i, failure);
+            self.feed(Input::LaunchFailed(i));
+            return;
+        }
+        let mut exit = exit_of(p.launched.report.as_ref().and_then(read_status).unwrap_or(status));
+        exit.oom = c.cgroup.as_ref().is_some_and(|dir| cgroup::oom_kills(dir) > c.oom_before);
+        c.last_exit = Some(exit);
+        self.feed(Input::Exited(i, exit));
+    }
+
+    fn output(&mut self, i: usize, stream: Stream, reads: usize) {
+        let Some(c) = self.containers.get_mut(i) else { return };
+        let (Some(slot), Some(log)) = (c.output.get_mut(stream as usize), &mut c.log) else {
+            return;
+        };
+        let mut chunk = [0u8; CHUNK_BYTES];
+        for _ in 0..reads {
+            let Some(fd) = slot.as_ref() else { return };
+            match rustix::io::read(fd, &mut chunk) {
+                Ok(0) => *slot = None,
+                Ok(n) => log.feed(stream, chunk.get(..n).unwrap_or_default(), wall_ns()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => *slot = None,
+            }
+        }
+    }
+
+    fn joined_reported(&mut self, k: usize) {
+        let Some(j) = self.joined.get_mut(k) else { return };
+        let Some(told) = &j.told else { return };
+        match read_report(&j.launched) {
+            Reported::Nothing => {}
+            Reported::Runs => {
+                j.told = None;
+                if let Owner::Client { client, exec } = j.owner {
+                    let pid = j.launched.pid;
+                    self.tell_one(client, Reply::ExecStarted { exec, pid });
+                }
+            }
+            Reported::Stopped(bytes) => {
+                j.failure = Some(launch::failure(told, &bytes));
+                j.told = None;
+            }
+        }
+    }
+
+    fn joined_ended(&mut self, k: usize) {
+        self.joined_reported(k);
+        let Some(j) = self.joined.get_mut(k).filter(|j| !j.gone) else { return };
+        let Ok(Some(status)) = sys::reap(j.launched.pid) else { return };
+        j.gone = true;
+        if let Some(dir) = j.cgroup.take() {
+            // EBUSY: it left something running. That lives and dies with the container.
+            let _ = rustix::fs::rmdir(&dir);
+        }
+        let exit = exit_of(status);
+        match (j.owner, j.failure.take()) {
+            (Owner::Client { client, exec }, None) => {
+                self.tell_one(client, Reply::ExecExited { exec, exit });
+            }
+            (Owner::Client { client, exec }, Some(f)) => {
+                let Failure { step, errno, text } = f;
+                self.tell_one(client, Reply::ExecFailed { exec, step, errno, text });
+            }
+            (Owner::Check(i, which), failure) => {
+                self.feed(Input::Checked(i, which, failure.is_none() && exit.success()));
+            }
+        }
+    }
+
+    fn check_ready(&mut self, k: usize) {
+        let Some(c) = self.checks.get_mut(k).filter(|c| !c.gone) else { return };
+        let ok = match c.check.advance() {
+            Progress::Pending => return,
+            Progress::Good => true,
+            Progress::Bad(_) => false,
+        };
+        c.gone = true;
+        let (container, which) = (c.container, c.which);
+        self.feed(Input::Checked(container, which, ok));
+    }
+
+    /// A snapshot.
+    pub(super) fn status(&self) -> PodStatus {
+        let now = self.now_us();
+        let of = |(i, c): (usize, &Container)| ContainerStatus {
+            name: self.name(i),
+            state: self.supervisor.state(i, self.pid(i), now),
+            restarts: self.supervisor.restarts(i),
+            last_exit: c.last_exit,
+            last_failure: c.last_failure.clone(),
+            log_dropped_bytes: c.log.as_ref().map_or(0, |l| l.dropped),
+        };
+        PodStatus {
+            id: self.spec.id.clone(),
+            shim_pid: std::process::id(),
+            phase: self.supervisor.phase(),
+            ready: self.supervisor.pod_ready(),
+            containers: self.containers.iter().enumerate().map(of).collect(),
+            conditions: self.conditions.clone(),
+        }
+    }
+
+    /// For an agent that comes when the shim has gone.
+    fn save_status(&self) {
+        let Ok(bytes) = wire::encode(&self.status()) else { return };
+        let fresh = "status.new";
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let written = rustix::fs::openat(&self.held.dir, fresh, flags, Mode::from_raw_mode(0o600))
+            .and_then(|fd| rustix::io::write(&fd, &bytes));
+        if written.is_ok() {
+            let _ = rustix::fs::renameat(&self.held.dir, fresh, &self.held.dir, STATUS_NAME);
+        }
+    }
+
+    /// Whether the pod has stopped.
+    pub(super) fn stopped(&self) -> bool {
+        self.stopped_at_us.is_some()
+    }
+
+    fn linger(&mut self) {
+        let over = self.stopped_at_us.is_some_and(|at| self.now_us() >= at + LINGER_US);
+        if over && self.clients.is_empty() {
+            self.quit = true;
+        } else if over {
+            // Somebody is still there: ask again later.
+            self.stopped_at_us = Some(self.now_us());
+        }
+    }
+
+    /// The directory and the logs stay: they are the agent's.
+    fn clean_up(&mut self) {
+        let name = super::client::SOCKET_NAME;
+        let _ = rustix::fs::unlinkat(&self.held.dir, name, rustix::fs::AtFlags::empty());
+        if let Some(pod) = &self.spec.cgroup {
+            let _ = cgroup::kill(pod);
+            let _ = cgroup::remove_tree(pod);
+        }
+    }
+}
+
+enum Reported {
+    Nothing,
+    Runs,
+    Stopped([u8; launch::REPORT_BYTES]),
+}
+
+fn read_report(launched: &Launched) -> Reported {
+    let mut bytes = [0u8; launch::REPORT_BYTES];
+    match rustix::io::read(&launched.errors, &mut bytes) {
+        Ok(0) => Reported::Runs,
+        Ok(_) => Reported::Stopped(bytes),
+        Err(_) => Reported::Nothing,
+    }
+}
+
+fn read_status(report: &OwnedFd) -> Option<i32> {
+    let mut bytes = [0u8; 4];
+    match rustix::io::read(report, &mut bytes) {
+        Ok(4) => Some(i32::from_le_bytes(bytes)),
+        _ => None,
+    }
+}
+
+fn exit_of(status: i32) -> Exit {
+    let exited = libc::WIFEXITED(status);
+    Exit {
+        code: exited.then(|| libc::WEXITSTATUS(status)),
+        signal: (!exited).then(|| libc::WTERMSIG(status)),
+        oom: false,
+    }
+}
+
+fn open_cgroup(dir: &std::path::Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The read end does not block; the write end is the program's and does.
+fn log_pipe() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((read, write))
+}
+
+fn wall_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

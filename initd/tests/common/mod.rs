@@ -1,0 +1,144 @@
+//! A pod in a temporary directory, cleaned up whatever happens.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use initd::cgroup::{Cgroups, NodeCgroup};
+use initd::pod::{ContainerSpec, PodSpec, Restart, RootIdmap, Stop};
+use initd::shim::{Event, Exit, PodFds, Shim};
+use initd::userns::{self, IdMap};
+
+/// Longer than anything takes on a busy machine.
+pub const LONG: Duration = Duration::from_secs(20);
+pub const PROBE: &str = env!("CARGO_BIN_EXE_initd-probe");
+
+/// False (and says so): the test needs root.
+pub fn root_or_skip(name: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("SKIP {name}: needs root");
+    }
+    root
+}
+
+pub struct Bed {
+    pub dir: PathBuf,
+    pub node: Option<NodeCgroup>,
+    pub userns: Option<(OwnedFd, IdMap)>,
+    pub netns: Option<OwnedFd>,
+}
+
+impl Bed {
+    pub fn new(name: &str) -> Self {
+        let id = format!("quelea-initd-{name}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(&id);
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.join("pod")).expect("pod directory");
+        let root = dir.join("root");
+        std::fs::create_dir_all(root.join("bin")).expect("root");
+        std::fs::create_dir_all(root.join("etc")).expect("root");
+        std::fs::create_dir_all(root.join("tmp")).expect("root");
+        std::fs::write(root.join("etc/passwd"), "root:x:0:0:r:/root:/bin/sh\nweb:x:33:34::/www:\n")
+            .expect("passwd");
+        std::fs::write(root.join("etc/group"), "root:x:0:\naudio:x:29:web\n").expect("group");
+        std::fs::copy(PROBE, root.join("bin/probe")).expect("probe binary");
+        let node = Cgroups::probe().and_then(|c| c.node(&id).ok());
+        let map = IdMap::slot(std::process::id() % 60_000 + 1).expect("slot");
+        let userns = userns::create(map).ok().map(|fd| (fd, map));
+        Self { dir, node, userns, netns: None }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    pub fn pod_dir(&self) -> PathBuf {
+        self.dir.join("pod")
+    }
+
+    /// A container that runs the probe with these words, once.
+    pub fn container(&self, words: &[&str]) -> ContainerSpec {
+        let argv = std::iter::once("/bin/probe").chain(words.iter().copied());
+        ContainerSpec {
+            idmap: RootIdmap::Here,
+            restart: Restart::Never,
+            stop: Stop { signal: libc::SIGTERM, grace_ms: 2000 },
+            ..ContainerSpec::new("main", self.root(), argv)
+        }
+    }
+
+    pub fn pod(&self, containers: Vec<ContainerSpec>) -> PodSpec {
+        let id = "pod-1".to_owned();
+        PodSpec {
+            hostname: "web-0".into(),
+            cgroup: self.node.as_ref().map(|n| n.pod(&id)),
+            shim_cgroup: self.node.as_ref().map(|n| n.shim(&id)),
+            containers,
+            ..PodSpec::new(id, self.pod_dir())
+        }
+    }
+
+    pub fn spawn(&self, spec: &PodSpec) -> Shim {
+        let fds = PodFds {
+            netns: self.netns.as_ref().map(|fd| fd.as_fd()),
+            tun: None,
+            userns: self.userns.as_ref().map(|(fd, map)| (fd.as_fd(), *map)),
+        };
+        Shim::spawn(Path::new(PROBE), spec, fds).expect("spawn")
+    }
+
+    /// Runs one container to its end: how it ended, and its log without times.
+    pub fn run(&self, container: ContainerSpec) -> (Exit, String) {
+        let mut shim = self.spawn(&self.pod(vec![container]));
+        let events = shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
+        let exit = events
+            .iter()
+            .find_map(|e| if let Event::Exited { exit, .. } = e { Some(*exit) } else { None });
+        let exit = exit.unwrap_or_else(|| panic!("no exit in {events:#?}"));
+        let text = self.log("main");
+        finish(shim);
+        (exit, text)
+    }
+
+    /// The lines of a container's log, without time, stream and tag.
+    pub fn log(&self, container: &str) -> String {
+        let bytes =
+            std::fs::read(self.pod_dir().join(format!("logs/{container}.log"))).unwrap_or_default();
+        let lines = bytes.split(|b| *b == b'\n').filter_map(initd::log::parse);
+        lines.map(|l| String::from_utf8_lossy(l.text).into_owned() + "\n").collect()
+    }
+}
+
+/// Tells the shim to end and collects it.
+pub fn finish(mut shim: Shim) {
+    let _ = shim.stop(Some(0));
+    shim.wait(LONG, |e| matches!(e, Event::Stopped | Event::Gone)).expect("stopped");
+    let _ = shim.quit();
+    shim.wait(LONG, |e| matches!(e, Event::Gone)).expect("gone");
+    eventually("the shim's process", || shim.reap());
+}
+
+pub fn eventually(what: &str, mut ok: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !ok() {
+        assert!(Instant::now() < deadline, "{what}: not within {LONG:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Ok(mut shim) = Shim::attach(&self.pod_dir()) {
+            let _ = shim.stop(Some(0));
+            let _ = shim.wait(LONG, |e| matches!(e, Event::Stopped | Event::Gone));
+            let _ = shim.quit();
+            let _ = shim.wait(LONG, |e| matches!(e, Event::Gone));
+        }
+        if let Some(node) = self.node.take() {
+            let _ = node.remove();
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
