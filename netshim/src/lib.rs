@@ -3,6 +3,7 @@
 pub mod addr;
 mod counters;
 mod error;
+pub mod gso;
 pub mod ipam;
 pub mod keys;
 mod netlink;

@@ -145,7 +145,11 @@ impl Netlink {
     }
 
     /// Sends a request and reads until its acknowledgement, error or end of dump.
-    fn exchange(&mut self, mut request: Request, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    fn exchange(
+        &mut self,
+        mut request: Request,
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let message = request.finish(self.sequence);
         self.socket.write_all(message)?;
@@ -202,7 +206,8 @@ struct Request {
 impl Request {
     fn new(kind: u16, flags: u16) -> Self {
         let mut bytes = vec![0; 16];
-        let flags = NLM_F_REQUEST | flags | if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
+        let flags =
+            NLM_F_REQUEST | flags | if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         Self { bytes }

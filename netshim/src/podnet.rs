@@ -77,8 +77,8 @@ pub fn create(config: &PodConfig) -> Result<PodNet, Error> {
 fn create_here(config: &PodConfig) -> Result<PodNet, Error> {
     sys::unshare_netns().map_err(|errno| Error::Netns { op: "unshare", errno })?;
     let mut netlink = open_netlink()?;
-    let netns = sys::netns_of(netlink.as_fd())
-        .map_err(|errno| Error::Netns { op: "get its fd", errno })?;
+    let netns =
+        sys::netns_of(netlink.as_fd()).map_err(|errno| Error::Netns { op: "get its fd", errno })?;
     let mut missing = Vec::new();
     for (path, value) in SYSCTLS {
         // Optional on purpose: kernels without IPv6 lack half of them, and a pod works with the defaults.
@@ -87,9 +87,11 @@ fn create_here(config: &PodConfig) -> Result<PodNet, Error> {
         }
     }
     let lo = index_of("lo")?;
-    netlink
-        .link_up(lo, LinkSettings::default())
-        .map_err(|errno| Error::Netlink { op: "bring up", object: "lo".into(), errno })?;
+    netlink.link_up(lo, LinkSettings::default()).map_err(|errno| Error::Netlink {
+        op: "bring up",
+        object: "lo".into(),
+        errno,
+    })?;
 
     let tun = open_tun(POD_INTERFACE, config.offload, &mut missing)?;
     let eth0 = index_of(POD_INTERFACE)?;
@@ -209,6 +211,25 @@ fn open_tun(name: &str, offload: bool, missing: &mut Vec<String>) -> Result<Owne
     Ok(tun)
 }
 
+/// Makes a TUN fd ready for the data thread, whatever its former user did with it. Says whether its packets have headers.
+pub(crate) fn adopt(tun: &OwnedFd) -> Result<bool, Error> {
+    let failed = |device: &str, op| {
+        let device = device.to_owned();
+        move |errno| Error::Tun { op, device, errno }
+    };
+    let info = sys::tun_info(tun.as_fd()).map_err(failed("(unknown)", "TUNGETIFF"))?;
+    if !info.is_tun {
+        let errno = std::io::ErrorKind::InvalidInput.into();
+        return Err(Error::Tun { op: "use as a TUN", device: info.name, errno });
+    }
+    sys::set_nonblocking(tun.as_fd()).map_err(failed(&info.name, "set O_NONBLOCK"))?;
+    if info.vnet_hdr {
+        sys::tun_set_vnet_hdr_size(tun.as_fd(), VNET_HDR_BYTES)
+            .map_err(failed(&info.name, "TUNSETVNETHDRSZ"))?;
+    }
+    Ok(info.vnet_hdr)
+}
+
 fn have_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
@@ -230,7 +251,8 @@ fn index_of(name: &str) -> Result<u32, Error> {
 }
 
 fn link_up(netlink: &mut Netlink, index: u32, name: &str, mtu: u16) -> Result<(), Error> {
-    let settings = LinkSettings { mtu: Some(mtu), queue_len: Some(QUEUE_LEN_MAX), ..Default::default() };
+    let settings =
+        LinkSettings { mtu: Some(mtu), queue_len: Some(QUEUE_LEN_MAX), ..Default::default() };
     netlink.link_up(index, settings).map_err(|errno| Error::Netlink {
         op: "bring up",
         object: format!("{name} with MTU {mtu}"),
@@ -246,7 +268,13 @@ fn add_address(netlink: &mut Netlink, index: u32, addr: IpAddr) -> Result<(), Er
     })
 }
 
-fn add_route(netlink: &mut Netlink, index: u32, to: IpAddr, len: u8, source: IpAddr) -> Result<(), Error> {
+fn add_route(
+    netlink: &mut Netlink,
+    index: u32,
+    to: IpAddr,
+    len: u8,
+    source: IpAddr,
+) -> Result<(), Error> {
     netlink.route_add(index, to, len, Some(source)).map_err(|errno| Error::Netlink {
         op: "add route",
         object: format!("{to}/{len} from {source}"),

@@ -26,7 +26,9 @@ mod handshake;
 mod replay;
 mod transport;
 
-use handshake::{CookieJar, CookieValue, INITIATION_LEN, Initiated, Local, Mac, MacKeys, RESPONSE_LEN, Stamp};
+use handshake::{
+    CookieJar, CookieValue, INITIATION_LEN, Initiated, Local, Mac, MacKeys, RESPONSE_LEN, Stamp,
+};
 pub use replay::{ReplayWindow, WINDOW_PACKETS};
 pub use transport::Cipher;
 use transport::{Agreed, Fault, Session};
@@ -204,7 +206,8 @@ impl Sessions {
                 if *key == mine || !listed.insert(*key) {
                     return None;
                 }
-                let id = self.by_key.get(key).copied().or_else(|| self.add_peer(*key, *endpoint))?;
+                let id =
+                    self.by_key.get(key).copied().or_else(|| self.add_peer(*key, *endpoint))?;
                 if let Some(peer) = self.peer_mut(id) {
                     peer.endpoint = *endpoint;
                 }
@@ -327,7 +330,9 @@ impl Sessions {
             }
             Some(_) => {}
             // A session that is old but idle is left to expire.
-            None if unanswered || (stale && (peer.current.is_some() || !peer.pending.is_empty())) => {
+            None if unanswered
+                || (stale && (peer.current.is_some() || !peer.pending.is_empty())) =>
+            {
                 peer.unanswered_since_us = None;
                 self.initiate(now_us, id, rng, out);
             }
@@ -348,9 +353,7 @@ impl Sessions {
             peer.attempt.as_ref().map(|a| a.retry_at_us.min(a.began_us + GIVE_UP_US)),
             peer.owed_since_us.map(|s| s + KEEPALIVE_US),
             // While a handshake runs its retries are what is waited for.
-            peer.unanswered_since_us
-                .filter(|_| peer.attempt.is_none())
-                .map(|s| s + UNANSWERED_US),
+            peer.unanswered_since_us.filter(|_| peer.attempt.is_none()).map(|s| s + UNANSWERED_US),
             expiry,
         ];
         if let Some(at) = waits.into_iter().flatten().min() {
@@ -531,10 +534,8 @@ impl Sessions {
         let peer = peer.ok_or(Drop::UnknownSession)?;
         let attempt =
             peer.attempt.as_mut().filter(|a| a.index == index).ok_or(Drop::UnknownSession)?;
-        let (cipher, split) =
-            attempt.initiated.read_response(message).ok_or(Drop::BadHandshake)?;
-        let agreed =
-            Agreed { cipher, local_index: index, remote_index, initiator: true, split };
+        let (cipher, split) = attempt.initiated.read_response(message).ok_or(Drop::BadHandshake)?;
+        let agreed = Agreed { cipher, local_index: index, remote_index, initiator: true, split };
         let session = Session::new(&agreed, now_us).ok_or(Drop::BadHandshake)?;
         peer.attempt = None;
         peer.unanswered_since_us = None;
@@ -569,8 +570,7 @@ impl Sessions {
         let peer = self.peer_mut(id).ok_or(Drop::UnknownSession)?;
         let attempt =
             peer.attempt.as_mut().filter(|a| a.index == index).ok_or(Drop::UnknownSession)?;
-        let cookie =
-            peer.macs.open_cookie(message, &attempt.mac1).ok_or(Drop::BadHandshake)?;
+        let cookie = peer.macs.open_cookie(message, &attempt.mac1).ok_or(Drop::BadHandshake)?;
         peer.cookie = Some((cookie, now_us));
         Ok(Opened::Handshake)
     }
@@ -590,9 +590,8 @@ impl Sessions {
         };
         let peer = self.peers.get_mut(usize::from(id.0)).and_then(Option::as_mut);
         let peer = peer.ok_or(Drop::UnknownSession)?;
-        let is = |s: &Option<Box<Session>>| {
-            s.as_ref().is_some_and(|s| s.local_index == header.receiver)
-        };
+        let is =
+            |s: &Option<Box<Session>>| s.as_ref().is_some_and(|s| s.local_index == header.receiver);
         let (slot, promote) = if is(&peer.current) {
             (&mut peer.current, false)
         } else if is(&peer.next) {
@@ -760,8 +759,7 @@ fn usable(session: &Session, now_us: u64) -> bool {
 }
 
 fn wants_rekey(session: &Session, now_us: u64) -> bool {
-    let after_us =
-        if session.initiator { REKEY_AFTER_US } else { REKEY_AFTER_RESPONDER_US };
+    let after_us = if session.initiator { REKEY_AFTER_US } else { REKEY_AFTER_RESPONDER_US };
     now_us >= session.created_us + after_us || session.sent() >= REKEY_AFTER_PACKETS
 }
 

@@ -163,8 +163,7 @@ pub(crate) fn send_to(
     to: &RawAddr,
     segment: Option<u16>,
 ) -> io::Result<usize> {
-    let mut iov =
-        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control([0; 64]);
     // SAFETY: msghdr is plain C data; all zeroes is a valid value.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
@@ -187,9 +186,8 @@ pub(crate) fn send_to(
         }
     }
     // SAFETY: every pointer in `message` is to a local or an argument that outlives the call; the kernel only reads through them.
-    let sent = unsafe {
-        libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-    };
+    let sent =
+        unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| Error::last_os_error())
 }
 
@@ -288,13 +286,15 @@ impl RawAddr {
         match libc::c_int::from(self.storage.ss_family) {
             libc::AF_INET if len >= mem::size_of::<libc::sockaddr_in>() => {
                 // SAFETY: the family says what it is, and the storage is large enough and aligned for it.
-                let raw = unsafe { &*std::ptr::from_ref(&self.storage).cast::<libc::sockaddr_in>() };
+                let raw =
+                    unsafe { &*std::ptr::from_ref(&self.storage).cast::<libc::sockaddr_in>() };
                 let ip = Ipv4Addr::from_bits(u32::from_be(raw.sin_addr.s_addr));
                 Some(SocketAddr::new(IpAddr::V4(ip), u16::from_be(raw.sin_port)))
             }
             libc::AF_INET6 if len >= mem::size_of::<libc::sockaddr_in6>() => {
                 // SAFETY: as above.
-                let raw = unsafe { &*std::ptr::from_ref(&self.storage).cast::<libc::sockaddr_in6>() };
+                let raw =
+                    unsafe { &*std::ptr::from_ref(&self.storage).cast::<libc::sockaddr_in6>() };
                 let ip = Ipv6Addr::from(raw.sin6_addr.s6_addr);
                 Some(SocketAddr::new(IpAddr::V6(ip), u16::from_be(raw.sin6_port)))
             }

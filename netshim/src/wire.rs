@@ -77,8 +77,22 @@ impl DataHeader {
         let r = self.receiver.to_le_bytes();
         let c = self.counter.to_le_bytes();
         [
-            Kind::Data.code(), VERSION, 0, 0, r[0], r[1], r[2], r[3],
-            c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7],
+            Kind::Data.code(),
+            VERSION,
+            0,
+            0,
+            r[0],
+            r[1],
+            r[2],
+            r[3],
+            c[0],
+            c[1],
+            c[2],
+            c[3],
+            c[4],
+            c[5],
+            c[6],
+            c[7],
         ]
     }
 
@@ -87,7 +101,8 @@ impl DataHeader {
         if datagram.len() < DATA_OVERHEAD {
             return None;
         }
-        let [_, _, _, _, r0, r1, r2, r3, counter @ ..] = datagram.first_chunk::<DATA_HEADER_LEN>()?;
+        let [_, _, _, _, r0, r1, r2, r3, counter @ ..] =
+            datagram.first_chunk::<DATA_HEADER_LEN>()?;
         Some(Self {
             receiver: u32::from_le_bytes([*r0, *r1, *r2, *r3]),
             counter: u64::from_le_bytes(*counter),

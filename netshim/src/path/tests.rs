@@ -75,7 +75,10 @@ fn pods_reach_pods_hosts_and_peers_in_both_families() {
     ] {
         assert_eq!(decide(POD, "fd00:1:2:0:0:1:0:702", to), Verdict::Forward(end), "{to}");
     }
-    assert_eq!(decide(End::Host, "100.64.1.1", "100.64.3.3"), Verdict::Forward(End::Peer(PeerId(3))));
+    assert_eq!(
+        decide(End::Host, "100.64.1.1", "100.64.3.3"),
+        Verdict::Forward(End::Peer(PeerId(3)))
+    );
     assert_eq!(decide(End::Host, "100.64.1.1", "100.64.1.2"), Verdict::Forward(POD));
     assert_eq!(decide(PEER, "100.64.2.77", "100.64.1.2"), Verdict::Forward(POD));
     assert_eq!(decide(PEER, "100.64.2.1", "100.64.1.1"), Verdict::Forward(End::Host));
@@ -83,7 +86,14 @@ fn pods_reach_pods_hosts_and_peers_in_both_families() {
 
 #[test]
 fn sources_are_bound_to_their_sender() {
-    for source in ["100.64.1.3", "100.64.2.2", "8.8.8.8", "100.64.1.1", "fd00:1:2:0:0:1:0:703", "fd00:1:2:0:0:1:0:2"] {
+    for source in [
+        "100.64.1.3",
+        "100.64.2.2",
+        "8.8.8.8",
+        "100.64.1.1",
+        "fd00:1:2:0:0:1:0:703",
+        "fd00:1:2:0:0:1:0:2",
+    ] {
         let to = if source.contains(':') { "fd00:1:2:0:0:2::2" } else { "100.64.2.2" };
         assert_eq!(decide(POD, source, to), Verdict::Drop(Drop::SpoofedSource), "{source}");
     }
@@ -97,7 +107,10 @@ fn sources_are_bound_to_their_sender() {
     assert_eq!(decide(End::Host, "10.0.0.1", "100.64.2.2"), Verdict::Drop(Drop::SpoofedSource));
     assert_eq!(decide(POD, "fe80::1", "ff02::2"), Verdict::Drop(Drop::Martian));
     assert_eq!(decide(POD, "0.0.0.0", "255.255.255.255"), Verdict::Drop(Drop::Martian));
-    assert_eq!(decide(End::Pod(PodId(9)), "100.64.1.9", "100.64.2.2"), Verdict::Drop(Drop::SpoofedSource));
+    assert_eq!(
+        decide(End::Pod(PodId(9)), "100.64.1.9", "100.64.2.2"),
+        Verdict::Drop(Drop::SpoofedSource)
+    );
 }
 
 #[test]
@@ -111,7 +124,9 @@ fn what_came_from_a_peer_is_not_forwarded_again() {
 
 #[test]
 fn martian_destinations_are_dropped() {
-    for to in ["127.0.0.1", "224.0.0.251", "255.255.255.255", "169.254.169.254", "0.0.0.0", "240.1.1.1"] {
+    for to in
+        ["127.0.0.1", "224.0.0.251", "255.255.255.255", "169.254.169.254", "0.0.0.0", "240.1.1.1"]
+    {
         assert_eq!(decide(POD, "100.64.1.2", to), Verdict::Drop(Drop::Martian), "{to}");
         assert_eq!(decide(PEER, "100.64.2.2", to), Verdict::Drop(Drop::Martian), "{to}");
     }
@@ -162,7 +177,15 @@ fn contested_and_odd_prefixes_are_left_out() {
     );
     assert_eq!(routes.peer_of("100.64.5.9".parse().unwrap()), Some(PeerId(1)));
     assert_eq!(routes.peer_of("fd00:1:2:0:0:5::9".parse().unwrap()), Some(PeerId(1)));
-    for addr in ["100.64.1.9", "100.64.6.9", "10.0.0.1", "100.64.0.1", "fd00:1:2:0:0:1::9", "fd00:9:9:0:0:5::1", "::1"] {
+    for addr in [
+        "100.64.1.9",
+        "100.64.6.9",
+        "10.0.0.1",
+        "100.64.0.1",
+        "fd00:1:2:0:0:1::9",
+        "fd00:9:9:0:0:5::1",
+        "::1",
+    ] {
         assert_eq!(routes.peer_of(addr.parse().unwrap()), None, "{addr}");
     }
 }
@@ -217,7 +240,8 @@ fn icmp_errors_are_well_formed() {
         let packet = packet(source, to, PROTOCOL_TCP, &vec![7; body]);
         let inner = Inner::parse(&packet).unwrap();
         let mut out = Vec::new();
-        let reply = icmp::error(Reason::NoHost, &inner, &packet, gateway.parse().unwrap(), &mut out);
+        let reply =
+            icmp::error(Reason::NoHost, &inner, &packet, gateway.parse().unwrap(), &mut out);
         let reply = reply.expect("an error");
         let parsed = Inner::parse(reply).expect("valid");
         assert_eq!(parsed.source, gateway.parse::<IpAddr>().unwrap());

@@ -171,8 +171,7 @@ pub(super) fn verify_mac2(message: &[u8], cookie: &CookieValue) -> bool {
 }
 
 fn mac2(cookie: &CookieValue, body: &[u8], mac1: &Mac) -> Mac {
-    let mut context =
-        hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, cookie));
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, cookie));
     context.update(body);
     context.update(mac1);
     truncate(context.sign())
@@ -258,7 +257,10 @@ pub(super) fn read_initiation<R: Rng + ?Sized>(
     let mut noise = builder(local, rng)?.build_responder().ok()?;
     let mut payload = [0; INITIATION_NOISE_LEN];
     let len = noise
-        .read_message(message.get(INITIATION_HEADER_LEN..INITIATION_LEN - 2 * MAC_LEN)?, &mut payload)
+        .read_message(
+            message.get(INITIATION_HEADER_LEN..INITIATION_LEN - 2 * MAC_LEN)?,
+            &mut payload,
+        )
         .ok()?;
     if len != INITIATION_PAYLOAD_LEN {
         return None;
@@ -266,8 +268,7 @@ pub(super) fn read_initiation<R: Rng + ?Sized>(
     let peer = PublicKey(noise.get_remote_static()?.try_into().ok()?);
     let (boot, rest) = payload.split_first_chunk::<8>()?;
     let (sequence, rest) = rest.split_first_chunk::<8>()?;
-    let stamp =
-        Stamp { boot: u64::from_le_bytes(*boot), sequence: u64::from_le_bytes(*sequence) };
+    let stamp = Stamp { boot: u64::from_le_bytes(*boot), sequence: u64::from_le_bytes(*sequence) };
     let aes = rest.first() == Some(&1);
     Some(Initiation { noise, peer, sender: initiation_sender(message)?, stamp, aes })
 }
@@ -286,8 +287,7 @@ impl Initiation {
                 &mut message[RESPONSE_HEADER_LEN..RESPONSE_LEN - 2 * MAC_LEN],
             )
             .ok()?;
-        (written == RESPONSE_NOISE_LEN)
-            .then(|| (message, self.noise.dangerously_get_raw_split()))
+        (written == RESPONSE_NOISE_LEN).then(|| (message, self.noise.dangerously_get_raw_split()))
     }
 }
 
@@ -308,7 +308,10 @@ impl Initiated {
         let mut payload = [0; RESPONSE_NOISE_LEN];
         let len = self
             .noise
-            .read_message(message.get(RESPONSE_HEADER_LEN..RESPONSE_LEN - 2 * MAC_LEN)?, &mut payload)
+            .read_message(
+                message.get(RESPONSE_HEADER_LEN..RESPONSE_LEN - 2 * MAC_LEN)?,
+                &mut payload,
+            )
             .ok()?;
         let cipher = match payload.get(..len)? {
             [code] => Cipher::parse(*code)?,

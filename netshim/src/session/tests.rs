@@ -188,8 +188,12 @@ fn data_is_accepted_once() {
     let mut pair = Pair::new([1, 1]);
     pair.send(0, b"one");
     pair.run(10_000);
-    let data: Vec<_> =
-        pair.log.iter().filter(|(to, b)| *to == 1 && Kind::of(b) == Some(Kind::Data)).cloned().collect();
+    let data: Vec<_> = pair
+        .log
+        .iter()
+        .filter(|(to, b)| *to == 1 && Kind::of(b) == Some(Kind::Data))
+        .cloned()
+        .collect();
     pair.deliver(1, data[0].1.clone());
     assert_eq!(pair.drops[1], [Drop::Replayed]);
     let mut forged = data[0].1.clone();
@@ -349,7 +353,12 @@ fn changed_lists_keep_sessions_of_those_who_stay() {
     let key_b = pair.nodes[1].me.key.public_key();
     let (_, other) = node(&mut pair.rng, 1, 1, 0);
     let me = pair.nodes[0].me.key.public_key();
-    let ids = pair.nodes[0].set_peers(&[(other, addr(5)), (key_b, addr(1)), (me, addr(0)), (other, addr(6))]);
+    let ids = pair.nodes[0].set_peers(&[
+        (other, addr(5)),
+        (key_b, addr(1)),
+        (me, addr(0)),
+        (other, addr(6)),
+    ]);
     assert_eq!(ids, [Some(PeerId(1)), Some(PeerId(0)), None, None]);
     assert_eq!(pair.nodes[0].up(), 1);
     pair.nodes[0].set_peers(&[(other, addr(5))]);

@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn ipv4(payload: &[u8], protocol: u8) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, protocol, 0, 0, 100, 64, 1, 2, 100, 64, 2, 2];
+    let mut packet =
+        vec![0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, protocol, 0, 0, 100, 64, 1, 2, 100, 64, 2, 2];
     packet.extend_from_slice(payload);
     let len = packet.len() as u16;
     packet[2..4].copy_from_slice(&len.to_be_bytes());
@@ -59,7 +60,20 @@ fn kinds_and_versions() {
 
 #[test]
 fn martians() {
-    for text in ["127.0.0.1", "0.0.0.0", "224.0.0.251", "255.255.255.255", "169.254.1.1", "240.0.0.1", "0.1.2.3", "::", "::1", "fe80::1", "ff02::fb", "::ffff:10.0.0.1"] {
+    for text in [
+        "127.0.0.1",
+        "0.0.0.0",
+        "224.0.0.251",
+        "255.255.255.255",
+        "169.254.1.1",
+        "240.0.0.1",
+        "0.1.2.3",
+        "::",
+        "::1",
+        "fe80::1",
+        "ff02::fb",
+        "::ffff:10.0.0.1",
+    ] {
         assert!(is_martian(text.parse().unwrap()), "{text}");
     }
     for text in ["100.64.0.2", "10.0.0.1", "8.8.8.8", "fd00::1", "2001:db8::1"] {

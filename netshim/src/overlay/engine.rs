@@ -1,0 +1,535 @@
+//! What happens to a packet between reading and writing: path, sessions and large packets put together. No IO of its own: it writes through
+//! [`Ports`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+
+use rand::Rng;
+
+use crate::counters::{Count, Counters, Drop};
+use crate::gso::{Large, Rebuild, open_checksum};
+use crate::path::{End, Path, Verdict, icmp};
+use crate::session::{Bucket, NotSealed, Opened, Output, PeerId, Sessions};
+use crate::wire::{
+    self, DATA_HEADER_LEN, DATA_OVERHEAD, GSO_NONE, Inner, META_LEN, Meta, TAG_LEN, VnetHdr,
+};
+
+/// Bytes sent with one system call; UDP's limit less headers.
+const BATCH_MAX_BYTES: usize = 65_000;
+/// Datagrams sent with one system call: UDP_MAX_SEGMENTS of the kernels we run on (64 before 6.9).
+const BATCH_MAX_SEGMENTS: usize = 64;
+
+/// What became of a send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Ok,
+    /// The socket is full: try again when it is writable.
+    Full,
+    Failed,
+}
+
+/// The fds, as the engine sees them.
+pub(super) trait Ports {
+    /// Sends datagrams of `segment` bytes each, the last may be shorter.
+    fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent;
+    /// Writes a packet to a TUN that takes headers: `head`, then ranges of `buffer`.
+    fn write(
+        &mut self,
+        to: End,
+        header: &VnetHdr,
+        head: &[u8],
+        payloads: &[Range<usize>],
+        buffer: &[u8],
+    ) -> bool;
+    /// Whether the TUN takes large packets and open checksums.
+    fn offload(&self, to: End) -> bool;
+}
+
+/// Datagrams of one size for one peer, in one buffer.
+struct Batch {
+    buffer: Vec<u8>,
+    len: usize,
+    to: Option<PeerId>,
+    segment: usize,
+    count: usize,
+    /// The last datagram was shorter: nothing may follow it.
+    closed: bool,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            buffer: vec![0; BATCH_MAX_BYTES],
+            len: 0,
+            to: None,
+            segment: 0,
+            count: 0,
+            closed: false,
+        }
+    }
+
+    fn fits(&self, peer: PeerId, len: usize) -> bool {
+        self.count == 0
+            || (self.to == Some(peer)
+                && !self.closed
+                && len <= self.segment
+                && self.count < BATCH_MAX_SEGMENTS
+                && self.len + len <= BATCH_MAX_BYTES)
+    }
+
+    /// Room for one datagram; `None` if it is larger than any batch.
+    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.buffer.get_mut(self.len..self.len + len)
+    }
+
+    fn commit(&mut self, peer: PeerId, len: usize) {
+        if self.count == 0 {
+            self.to = Some(peer);
+            self.segment = len;
+        }
+        self.closed = len < self.segment;
+        self.len += len;
+        self.count += 1;
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+        self.count = 0;
+        self.to = None;
+        self.closed = false;
+    }
+}
+
+pub(super) struct Engine<R> {
+    pub(super) path: Path,
+    pub(super) sessions: Sessions,
+    counters: Arc<Counters>,
+    rng: R,
+    rebuild: Rebuild,
+    batch: Batch,
+    /// The socket was full: the batch waits, and no TUN is to be read.
+    pub(super) blocked: bool,
+    icmp_bucket: Bucket,
+    icmp: Vec<u8>,
+    flat: Vec<u8>,
+    outputs: Vec<Output>,
+    frame: u8,
+}
+
+impl<R: Rng> Engine<R> {
+    pub(super) fn new(
+        path: Path,
+        sessions: Sessions,
+        counters: Arc<Counters>,
+        rng: R,
+        now_us: u64,
+    ) -> Self {
+        Self {
+            path,
+            sessions,
+            counters,
+            rng,
+            rebuild: Rebuild::default(),
+            batch: Batch::new(),
+            blocked: false,
+            icmp_bucket: Bucket::new(icmp::ERRORS_PER_S_MAX, icmp::ERRORS_BURST, now_us),
+            icmp: Vec::new(),
+            flat: Vec::new(),
+            outputs: Vec::new(),
+            frame: 0,
+        }
+    }
+
+    /// A packet read from a pod's or the host's TUN, with the header before it if the TUN has those.
+    pub(super) fn from_tun(
+        &mut self,
+        now_us: u64,
+        from: End,
+        has_header: bool,
+        bytes: &mut [u8],
+        ports: &mut impl Ports,
+    ) {
+        let (header, packet) = if has_header {
+            match VnetHdr::split(bytes) {
+                Some(split) => split,
+                None => return self.counters.dropped(Drop::Malformed),
+            }
+        } else {
+            (VnetHdr::default(), bytes)
+        };
+        self.counters.add(Count::TunRxPackets, 1);
+        self.counters.add(Count::TunRxBytes, packet.len() as u64);
+        let Some(inner) = Inner::parse(packet) else {
+            return self.counters.dropped(Drop::Malformed);
+        };
+        let large = if header.gso_type == GSO_NONE {
+            None
+        } else {
+            match Large::parse(&header, &inner, packet) {
+                Some(large) if large.largest() <= usize::from(self.path.mtu) => Some(large),
+                _ => return self.counters.dropped(Drop::BadOffload),
+            }
+        };
+        match self.path.decide(from, &inner, packet.len(), large.is_some()) {
+            Verdict::Drop(why) => self.counters.dropped(why),
+            Verdict::Refuse(why, reason) => {
+                self.counters.dropped(why);
+                self.refuse(now_us, from, reason, &inner, packet, ports);
+            }
+            Verdict::Forward(to) => {
+                wire::decrement_ttl(packet);
+                match (to, large) {
+                    (End::Peer(peer), Some(large)) => {
+                        self.large_to_peer(now_us, peer, &large, packet, ports);
+                    }
+                    (End::Peer(peer), None) => {
+                        self.single_to_peer(now_us, peer, &header, &inner, packet, ports);
+                    }
+                    (_, Some(large)) => self.local(to, large.header(), packet, ports),
+                    (_, None) => self.single_to_local(to, &header, &inner, packet, ports),
+                }
+            }
+        }
+    }
+
+    fn large_to_peer(
+        &mut self,
+        now_us: u64,
+        peer: PeerId,
+        large: &Large,
+        packet: &[u8],
+        ports: &mut impl Ports,
+    ) {
+        self.frame = self.frame.wrapping_add(1);
+        for index in 0..large.count() {
+            let len = large.segment_len(index);
+            // SEGMENTS_MAX fits a u16.
+            let meta = Meta {
+                part: large.part(),
+                partial_checksum: true,
+                frame: self.frame,
+                index: index as u16,
+            };
+            self.seal_to(now_us, peer, meta, len, ports, |out| large.write(packet, index, out));
+        }
+    }
+
+    fn single_to_peer(
+        &mut self,
+        now_us: u64,
+        peer: PeerId,
+        header: &VnetHdr,
+        inner: &Inner,
+        packet: &mut [u8],
+        ports: &mut impl Ports,
+    ) {
+        let Some(partial_checksum) = carry_checksum(header, inner, packet) else {
+            return self.counters.dropped(Drop::BadOffload);
+        };
+        let meta = Meta { partial_checksum, ..Meta::WHOLE };
+        self.seal_to(now_us, peer, meta, packet.len(), ports, |out| {
+            (out.len() == packet.len()).then(|| out.copy_from_slice(packet))
+        });
+    }
+
+    fn single_to_local(
+        &mut self,
+        to: End,
+        header: &VnetHdr,
+        inner: &Inner,
+        packet: &mut [u8],
+        ports: &mut impl Ports,
+    ) {
+        let Some(partial) = carry_checksum(header, inner, packet) else {
+            return self.counters.dropped(Drop::BadOffload);
+        };
+        let header = match partial {
+            true => open_checksum(inner, packet).unwrap_or_default(),
+            false => VnetHdr::default(),
+        };
+        self.local(to, header, packet, ports);
+    }
+
+    /// Seals one inner packet, written by `fill`, into the batch.
+    fn seal_to(
+        &mut self,
+        now_us: u64,
+        peer: PeerId,
+        meta: Meta,
+        len: usize,
+        ports: &mut impl Ports,
+        fill: impl FnOnce(&mut [u8]) -> Option<()>,
+    ) {
+        let total = DATA_OVERHEAD + len;
+        if !self.batch.fits(peer, total) && !self.flush(ports) {
+            self.counters.dropped_many(Drop::SendFailed, self.batch.count as u64);
+            self.batch.clear();
+        }
+        let Some(datagram) = self.batch.room(total) else {
+            return self.counters.dropped(Drop::TooBig);
+        };
+        let Some(plain) = datagram.get_mut(DATA_HEADER_LEN..total - TAG_LEN) else { return };
+        let Some((head, inner)) = plain.split_first_chunk_mut::<META_LEN>() else { return };
+        *head = meta.emit();
+        if fill(inner).is_none() {
+            return self.counters.dropped(Drop::BadOffload);
+        }
+        match self.sessions.seal(now_us, peer, datagram) {
+            Ok(()) => self.batch.commit(peer, total),
+            Err(NotSealed::NoSession) => {
+                let plain = datagram.get(DATA_HEADER_LEN..total - TAG_LEN).unwrap_or_default();
+                let lost = self.sessions.hold(peer, plain);
+                self.counters.dropped_many(Drop::PendingFull, lost);
+            }
+            Err(NotSealed::Impossible) => self.counters.dropped(Drop::NoPeer),
+        }
+    }
+
+    /// Sends the batch. `false` if the socket is full: it is kept.
+    pub(super) fn flush(&mut self, ports: &mut impl Ports) -> bool {
+        let batch = &mut self.batch;
+        if let Some(to) = batch.to.and_then(|peer| self.sessions.endpoint(peer)) {
+            let bytes = batch.buffer.get(..batch.len).unwrap_or_default();
+            match ports.send(to, bytes, batch.segment) {
+                Sent::Ok => {
+                    self.counters.add(Count::UdpTxCalls, 1);
+                    self.counters.add(Count::UdpTxDatagrams, batch.count as u64);
+                    self.counters.add(Count::UdpTxBytes, batch.len as u64);
+                }
+                Sent::Full => {
+                    self.blocked = true;
+                    return false;
+                }
+                Sent::Failed => self.counters.dropped_many(Drop::SendFailed, batch.count as u64),
+            }
+        }
+        batch.clear();
+        self.blocked = false;
+        true
+    }
+
+    /// What one receive call brought: datagrams of `segment` bytes from one sender.
+    pub(super) fn from_udp(
+        &mut self,
+        now_us: u64,
+        from: SocketAddr,
+        buffer: &mut [u8],
+        segment: usize,
+        ports: &mut impl Ports,
+    ) {
+        self.counters.add(Count::UdpRxBytes, buffer.len() as u64);
+        let mut at = 0;
+        while at < buffer.len() {
+            let end = (at + segment.max(1)).min(buffer.len());
+            self.counters.add(Count::UdpRxDatagrams, 1);
+            let Some(datagram) = buffer.get_mut(at..end) else { break };
+            match self.sessions.handle(now_us, from, datagram, &mut self.rng, &mut self.outputs) {
+                Ok(Opened::Packet { peer, meta, inner }) => {
+                    self.from_peer(
+                        now_us,
+                        peer,
+                        meta,
+                        at + inner.start..at + inner.end,
+                        buffer,
+                        ports,
+                    );
+                }
+                Ok(Opened::Empty | Opened::Handshake) => {}
+                Err(why) => self.counters.dropped(why),
+            }
+            at = end;
+        }
+        self.finish_joined(buffer, ports);
+        self.act(ports);
+    }
+
+    /// An authentic inner packet at `range` of the receive buffer.
+    fn from_peer(
+        &mut self,
+        now_us: u64,
+        peer: PeerId,
+        meta: Meta,
+        range: Range<usize>,
+        buffer: &mut [u8],
+        ports: &mut impl Ports,
+    ) {
+        let Some(packet) = buffer.get_mut(range.clone()) else { return };
+        let Some(inner) = Inner::parse(packet) else {
+            return self.counters.dropped(Drop::Malformed);
+        };
+        let from = End::Peer(peer);
+        let to = match self.path.decide(from, &inner, packet.len(), false) {
+            Verdict::Forward(to) => to,
+            Verdict::Drop(why) => return self.counters.dropped(why),
+            Verdict::Refuse(why, reason) => {
+                self.counters.dropped(why);
+                return self.refuse(now_us, from, reason, &inner, packet, ports);
+            }
+        };
+        if packet.len() > usize::from(self.path.mtu) {
+            return self.counters.dropped(Drop::TooBig);
+        }
+        if !meta.partial_checksum {
+            self.finish_joined(buffer, ports);
+            let Some(packet) = buffer.get(range) else { return };
+            return self.local(to, VnetHdr::default(), packet, ports);
+        }
+        let Some(header) = open_checksum(&inner, packet) else {
+            return self.counters.dropped(Drop::BadOffload);
+        };
+        if ports.offload(to) {
+            match self.rebuild.push(to, meta, &inner, packet, range.start) {
+                Ok(done) => {
+                    self.write_joined(done, buffer, ports);
+                    return;
+                }
+                Err(done) => self.write_joined(done, buffer, ports),
+            }
+        } else {
+            self.finish_joined(buffer, ports);
+        }
+        let Some(packet) = buffer.get(range) else { return };
+        self.local(to, header, packet, ports);
+    }
+
+    fn finish_joined(&mut self, buffer: &[u8], ports: &mut impl Ports) {
+        let done = self.rebuild.take();
+        self.write_joined(done, buffer, ports);
+    }
+
+    fn write_joined(
+        &mut self,
+        joined: Option<crate::gso::Joined>,
+        buffer: &[u8],
+        ports: &mut impl Ports,
+    ) {
+        let Some(joined) = joined else { return };
+        let written =
+            ports.write(joined.to, &joined.header, &joined.head, &joined.payloads, buffer);
+        self.count_written(written, joined.len);
+    }
+
+    /// Writes a packet to a TUN of this node, finished in software if the TUN takes no offloads.
+    fn local(&mut self, to: End, header: VnetHdr, packet: &[u8], ports: &mut impl Ports) {
+        if ports.offload(to) || !header.needs_checksum {
+            let written = ports.write(to, &header, packet, &[], &[]);
+            return self.count_written(written, packet.len());
+        }
+        let (start, offset) =
+            (usize::from(header.checksum_start), usize::from(header.checksum_offset));
+        let large = Inner::parse(packet).and_then(|inner| Large::parse(&header, &inner, packet));
+        let mut flat = std::mem::take(&mut self.flat);
+        for index in 0..large.map_or(1, |l| l.count()) {
+            flat.clear();
+            match &large {
+                Some(large) => {
+                    flat.resize(large.segment_len(index), 0);
+                    if large.write(packet, index, &mut flat).is_none() {
+                        self.counters.dropped(Drop::BadOffload);
+                        continue;
+                    }
+                }
+                None => flat.extend_from_slice(packet),
+            }
+            if wire::finish_checksum(&mut flat, start, offset) {
+                let written = ports.write(to, &VnetHdr::default(), &flat, &[], &[]);
+                self.count_written(written, flat.len());
+            } else {
+                self.counters.dropped(Drop::BadOffload);
+            }
+        }
+        self.flat = flat;
+    }
+
+    fn count_written(&self, written: bool, len: usize) {
+        if written {
+            self.counters.add(Count::TunTxPackets, 1);
+            self.counters.add(Count::TunTxBytes, len as u64);
+        } else {
+            self.counters.dropped(Drop::TunFailed);
+        }
+    }
+
+    /// Tells the sender of a packet why it was dropped, at a limited rate.
+    fn refuse(
+        &mut self,
+        now_us: u64,
+        to: End,
+        reason: icmp::Reason,
+        inner: &Inner,
+        packet: &[u8],
+        ports: &mut impl Ports,
+    ) {
+        let Some(gateway) = self.path.routes.gateway(inner.source) else { return };
+        let mut reply = std::mem::take(&mut self.icmp);
+        self.send_error(now_us, to, reason, inner, packet, gateway, &mut reply, ports);
+        self.icmp = reply;
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call, split off for its early return")]
+    fn send_error(
+        &mut self,
+        now_us: u64,
+        to: End,
+        reason: icmp::Reason,
+        inner: &Inner,
+        packet: &[u8],
+        gateway: IpAddr,
+        reply: &mut Vec<u8>,
+        ports: &mut impl Ports,
+    ) {
+        let Some(reply) = icmp::error(reason, inner, packet, gateway, reply) else { return };
+        if !self.icmp_bucket.take(now_us) {
+            return self.counters.add(Count::IcmpLimited, 1);
+        }
+        self.counters.add(Count::IcmpSent, 1);
+        match to {
+            End::Peer(peer) => {
+                self.seal_to(now_us, peer, Meta::WHOLE, reply.len(), ports, |out| {
+                    (out.len() == reply.len()).then(|| out.copy_from_slice(reply))
+                });
+            }
+            _ => self.local(to, VnetHdr::default(), reply, ports),
+        }
+    }
+
+    /// Does what the sessions have due.
+    pub(super) fn timer(&mut self, now_us: u64, ports: &mut impl Ports) {
+        self.sessions.timer(now_us, &mut self.rng, &mut self.outputs);
+        self.act(ports);
+    }
+
+    fn act(&mut self, ports: &mut impl Ports) {
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Send { to, bytes } => match ports.send(to, &bytes, bytes.len()) {
+                    Sent::Ok => {
+                        self.counters.add(Count::UdpTxCalls, 1);
+                        self.counters.add(Count::UdpTxDatagrams, 1);
+                        self.counters.add(Count::UdpTxBytes, bytes.len() as u64);
+                    }
+                    Sent::Full | Sent::Failed => self.counters.dropped(Drop::SendFailed),
+                },
+                Output::Up(_) => self.counters.add(Count::Handshakes, 1),
+                Output::Dropped(why, packets) => self.counters.dropped_many(why, packets),
+            }
+        }
+    }
+}
+
+/// Whether the transport checksum of a packet from a TUN can stay open on the way. If it is open but nothing the receiver could find again, it is
+/// finished here. `None` if the TUN's header lies.
+fn carry_checksum(header: &VnetHdr, inner: &Inner, packet: &mut [u8]) -> Option<bool> {
+    if !header.needs_checksum {
+        return Some(false);
+    }
+    let (start, offset) = (usize::from(header.checksum_start), usize::from(header.checksum_offset));
+    let findable = inner.checksum_offset() == Some(offset)
+        && start == inner.header_len
+        && packet.len() >= start + offset + 2;
+    if findable {
+        return Some(true);
+    }
+    wire::finish_checksum(packet, start, offset).then_some(false)
+}

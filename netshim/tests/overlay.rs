@@ -1,0 +1,326 @@
+//! Whole overlays between network namespaces, on the real kernel. Needs root and `ip`.
+#![allow(missing_docs, unreachable_pub)]
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netshim::Drop;
+use netshim::overlay::Gso;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use ring::digest::{Context, SHA256};
+
+mod support;
+
+use support::*;
+
+/// Sends `bytes` over TCP from one namespace to another and compares digests. Returns the seconds it took.
+fn transfer(from: &OwnedFd, to: &OwnedFd, addr: IpAddr, bytes: usize) -> f64 {
+    let (tell, told) = mpsc::channel();
+    let server = spawn_inside(to, move || {
+        let listener = TcpListener::bind((addr, 0)).unwrap();
+        tell.send(listener.local_addr().unwrap()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let (mut digest, mut total, mut buf) = (Context::new(&SHA256), 0, vec![0; 1 << 16]);
+        while total < bytes {
+            let len = stream.read(&mut buf).expect("data goes on");
+            assert!(len > 0, "closed after {total} bytes");
+            digest.update(&buf[..len]);
+            total += len;
+        }
+        stream.write_all(digest.finish().as_ref()).unwrap();
+    });
+    let addr: SocketAddr = told.recv().unwrap();
+    let start = Instant::now();
+    let same = inside(from, move || {
+        let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(5)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        let (mut digest, mut sent, mut state) = (Context::new(&SHA256), 0, 1u64);
+        let mut buf = vec![0; 100_000];
+        while sent < bytes {
+            for chunk in buf.chunks_mut(8) {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+            }
+            let len = buf.len().min(bytes - sent);
+            stream.write_all(&buf[..len]).unwrap();
+            digest.update(&buf[..len]);
+            sent += len;
+        }
+        let mut theirs = [0; 32];
+        stream.read_exact(&mut theirs).unwrap();
+        theirs == digest.finish().as_ref()
+    });
+    server.join().unwrap();
+    assert!(same, "bytes were changed on the way");
+    start.elapsed().as_secs_f64()
+}
+
+/// UDP of several sizes there and back.
+fn echo(from: &OwnedFd, source: IpAddr, to: &OwnedFd, addr: IpAddr) {
+    let (server, thread) = udp_echo(to, addr);
+    inside(from, move || {
+        let socket = udp(source);
+        let mut buf = [0; 66_000];
+        for size in [0, 1, 64, 1_000, 1_352, 1_353, 1_372, 1_373, 5_000, 30_000] {
+            let sent: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+            socket.send_to(&sent, server).unwrap();
+            let (len, peer) =
+                socket.recv_from(&mut buf).unwrap_or_else(|e| panic!("{addr} {size}: {e}"));
+            assert_eq!((&buf[..len], peer), (&sent[..], server), "{size}");
+        }
+        socket.send_to(b"end", server).unwrap();
+    });
+    assert_eq!(thread.join().unwrap(), 10);
+}
+
+/// One ICMP echo by an unprivileged ping socket.
+fn ping(from: &OwnedFd, to: IpAddr) -> bool {
+    inside(from, move || {
+        let (family, protocol, any, request, reply): (_, _, IpAddr, u8, u8) = match to {
+            IpAddr::V4(_) => {
+                (AddressFamily::Inet, SockProtocol::Icmp, "0.0.0.0".parse().unwrap(), 8, 0)
+            }
+            IpAddr::V6(_) => {
+                (AddressFamily::Inet6, SockProtocol::IcmpV6, "::".parse().unwrap(), 128, 129)
+            }
+        };
+        let _ = any;
+        let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
+        let socket = UdpSocket::from(fd);
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.connect((to, 0)).unwrap();
+        socket.send(&[request, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3]).unwrap();
+        let mut buf = [0; 100];
+        matches!(socket.recv(&mut buf), Ok(len) if len == 11 && buf[0] == reply && buf[8..11] == [1, 2, 3])
+    })
+}
+
+#[test]
+fn pods_talk_across_nodes_in_both_families() {
+    let mut net = Net::new(&[Options::default(); 3]);
+    let pods: Vec<_> = net.nodes.iter_mut().map(Node::pod).collect();
+    for (a, b) in [(0, 1), (1, 2), (2, 0)] {
+        let (a, b) = (&pods[a], &pods[b]);
+        for (source, to) in both(a.addr).into_iter().zip(both(b.addr)) {
+            assert!(ping(&a.netns, to), "{to}");
+            echo(&a.netns, source, &b.netns, to);
+            transfer(&a.netns, &b.netns, to, 20_000_000);
+        }
+    }
+    for node in &net.nodes {
+        let stats = node.overlay().stats();
+        assert_eq!(stats.sessions, 2);
+        for why in [
+            Drop::SpoofedSource,
+            Drop::PeerSource,
+            Drop::BadOffload,
+            Drop::Unauthenticated,
+            Drop::TunFailed,
+            Drop::Malformed,
+            Drop::TooBig,
+        ] {
+            assert_eq!(stats.drops(why), 0, "{why:?}");
+        }
+    }
+}
+
+#[test]
+fn every_mix_of_offloads_carries_the_same_bytes() {
+    let plain = Options { offload: false, gso: Gso::Off, ..Options::default() };
+    let half = Options { offload: true, gso: Gso::Off, ..Options::default() };
+    let mut net = Net::new(&[Options::default(), plain, half]);
+    let pods: Vec<_> = net.nodes.iter_mut().map(Node::pod).collect();
+    for (a, b) in [(0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0)] {
+        for (source, to) in both(pods[a].addr).into_iter().zip(both(pods[b].addr)) {
+            echo(&pods[a].netns, source, &pods[b].netns, to);
+            transfer(&pods[a].netns, &pods[b].netns, to, 5_000_000);
+        }
+    }
+}
+
+#[test]
+fn pods_of_one_node_talk_without_the_wire() {
+    let mut net = Net::new(&[Options::default()]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[0].pod());
+    for (source, to) in both(a.addr).into_iter().zip(both(b.addr)) {
+        assert!(ping(&a.netns, to));
+        echo(&a.netns, source, &b.netns, to);
+        transfer(&a.netns, &b.netns, to, 50_000_000);
+    }
+    assert_eq!(net.nodes[0].overlay().stats().count(netshim::Count::UdpTxDatagrams), 0);
+}
+
+#[test]
+fn hosts_reach_pods_here_and_there() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (here, there) = (net.nodes[0].pod(), net.nodes[1].pod());
+    let host = net.nodes[0].space.run(current_netns);
+    for (n, source) in gateway(&net.nodes[0]).into_iter().enumerate() {
+        for pod in [&here, &there] {
+            let to = both(pod.addr)[n];
+            echo(&host, source, &pod.netns, to);
+            transfer(&host, &pod.netns, to, 5_000_000);
+            transfer(&pod.netns, &host, source, 5_000_000);
+        }
+        assert!(ping(&there.netns, source), "a pod pings another node");
+        assert!(ping(&there.netns, gateway(&net.nodes[1])[n]), "a pod pings its own");
+    }
+}
+
+fn current_netns() -> OwnedFd {
+    std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()
+}
+
+#[test]
+fn a_wrong_flock_key_gets_silence() {
+    let stranger = Options { psk: 2, ..Options::default() };
+    let mut net = Net::new(&[Options::default(), stranger]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    let to = SocketAddr::new(a.addr.ip4.into(), 9);
+    let source = b.addr.ip4;
+    inside(&b.netns, move || udp(source).send_to(b"x", to)).unwrap();
+    eventually("the stranger's handshakes are refused", || {
+        net.nodes[0].overlay().stats().drops(Drop::BadHandshake) >= 3
+    });
+    let stats = net.nodes[0].overlay().stats();
+    assert_eq!(stats.count(netshim::Count::UdpTxDatagrams), 0, "not a byte in answer");
+    assert_eq!(stats.sessions, 0);
+}
+
+#[test]
+fn a_pod_cannot_send_as_another() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, neighbour, b) = (net.nodes[0].pod(), net.nodes[0].pod(), net.nodes[1].pod());
+    for (n, forged) in both(neighbour.addr).into_iter().chain(both(b.addr)).enumerate() {
+        let to = SocketAddr::new(both(b.addr)[n % 2], 9);
+        inside(&a.netns, move || {
+            let len = if forged.is_ipv4() { 32 } else { 128 };
+            ip(&format!("addr add {forged}/{len} dev lo"));
+            udp(forged).send_to(b"forged", to).unwrap();
+        });
+    }
+    let overlay = net.nodes[0].overlay();
+    // The two that forge the destination itself never leave the pod.
+    eventually("forged packets are counted", || overlay.stats().drops(Drop::SpoofedSource) >= 2);
+    assert_eq!(overlay.stats().count(netshim::Count::UdpTxDatagrams), 0);
+}
+
+#[test]
+fn nothing_readable_is_on_the_wire() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    let mut sniffer = net.switch.run(|| {
+        let fd = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_NONBLOCK,
+            SockProtocol::EthAll,
+        );
+        std::fs::File::from(fd.unwrap())
+    });
+    let secret = b"a secret of forty bytes that pods exchange";
+    let (server, thread) = udp_echo(&b.netns, b.addr.ip4);
+    let source = a.addr.ip4;
+    inside(&a.netns, move || {
+        let socket = udp(source);
+        let mut buf = [0; 100];
+        for message in [&secret[..], b"end"] {
+            socket.send_to(message, server).unwrap();
+            socket.recv(&mut buf).unwrap();
+        }
+    });
+    thread.join().unwrap();
+    let (mut frames, mut buf) = (0, [0; 70_000]);
+    while let Ok(len) = sniffer.read(&mut buf) {
+        frames += 1;
+        assert!(!buf[..len].windows(8).any(|w| w == &secret[..8]));
+        assert!(
+            !buf[..len].windows(8).any(|w| w[..4] == source.octets()),
+            "no inner address either"
+        );
+    }
+    assert!(frames >= 6, "{frames} frames seen");
+}
+
+#[test]
+fn senders_are_told_what_is_not_there() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, gone) = (net.nodes[0].pod(), net.nodes[1].pod());
+    net.nodes[1].overlay().remove_pod(gone.addr.ip4).unwrap();
+    for (n, missing) in both(gone.addr).into_iter().enumerate() {
+        let nowhere: IpAddr = ["100.127.0.9", "fd99::1"][n].parse().unwrap();
+        for to in [missing, nowhere] {
+            let start = Instant::now();
+            let error = inside(&a.netns, move || {
+                TcpStream::connect_timeout(&SocketAddr::new(to, 80), Duration::from_secs(5))
+                    .unwrap_err()
+            });
+            // ECONNREFUSED, EHOSTUNREACH, ENETUNREACH or EACCES; what matters is that it is not a timeout.
+            assert!(start.elapsed() < Duration::from_secs(4), "{to}: {error}");
+        }
+    }
+    let dropped = net.nodes[1].overlay().stats().drops(Drop::NoPod);
+    assert!(dropped >= 2, "{dropped}");
+}
+
+#[test]
+fn a_restart_keeps_the_pods() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    let (server, thread) = udp_echo(&b.netns, b.addr.ip4);
+    let source = a.addr.ip4;
+    let talk = move || {
+        let socket = udp(source);
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut buf = [0; 100];
+        (0..25).find(|_| socket.send_to(b"hello", server).is_ok() && socket.recv(&mut buf).is_ok())
+    };
+    assert!(inside(&a.netns, talk).is_some());
+
+    // A TCP connection that lives through it.
+    let (tell, told) = mpsc::channel();
+    let address = b.addr.ip4;
+    let tcp = spawn_inside(&b.netns, move || {
+        let listener = TcpListener::bind((address, 0)).unwrap();
+        tell.send(listener.local_addr().unwrap()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buf = [0; 4];
+        stream.read_exact(&mut buf).unwrap();
+        stream.read_exact(&mut buf).unwrap();
+        buf
+    });
+    let to = told.recv().unwrap();
+    let mut stream = inside(&a.netns, move || TcpStream::connect(to).unwrap());
+    stream.write_all(b"1234").unwrap();
+
+    // The agent of node 1 dies: only the shim's duplicate of the TUN is left.
+    drop(net.nodes[1].overlay.take());
+    net.nodes[1].start();
+    let duplicate = b.tun.try_clone().unwrap();
+    net.nodes[1].overlay().add_pod(b.addr.ip4, b.addr.ip6, duplicate).unwrap();
+    net.introduce();
+
+    let tries = inside(&a.netns, talk).expect("the pod is reached again");
+    assert!(tries <= 10, "after {tries} lost");
+    stream.write_all(b"5678").unwrap();
+    assert_eq!(&tcp.join().unwrap(), b"5678");
+    inside(&a.netns, move || udp(source).send_to(b"end", server)).unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
+fn the_caller_stays_in_its_namespace() {
+    let before = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let mut net = Net::new(&[Options::default()]);
+    let pod = net.nodes[0].pod();
+    assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
+    let inner = inside(&pod.netns, || std::fs::read_link("/proc/thread-self/ns/net").unwrap());
+    assert_ne!(inner, before);
+    let _ = thread::current();
+}
