@@ -188,13 +188,15 @@ impl Writer {
     /// Takes what a pipe gave.
     pub(crate) fn feed(&mut self, stream: Stream, bytes: &[u8], wall_ns: u64) {
         let mut bytes = bytes;
+        // What was dropped before, not what is dropped now.
+        let unsaid = self.dropped_unsaid;
         if let Overflow::Drop { bytes_per_s } = self.policy.overflow {
             bytes = self.allowed(bytes, bytes_per_s, wall_ns);
         }
         let mut out = Vec::new();
-        if self.dropped_unsaid > 0 && !bytes.is_empty() {
-            let note = format!("[{} bytes of output dropped]\n", self.dropped_unsaid);
-            self.dropped_unsaid = 0;
+        if unsaid > 0 && !bytes.is_empty() {
+            let note = format!("[{unsaid} bytes of output dropped]\n");
+            self.dropped_unsaid -= unsaid;
             self.lines.end(wall_ns, &mut out);
             self.lines.feed(Stream::Stderr, note.as_bytes(), wall_ns, &mut out);
         }

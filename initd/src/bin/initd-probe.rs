@@ -45,6 +45,19 @@ fn main() {
             println!("cwd={}", std::env::current_dir().unwrap_or_default().display());
             0
         }
+        "raise" => {
+            let signal = word(2).parse().ok().and_then(rustix::process::Signal::from_named_raw);
+            if let Some(signal) = signal {
+                let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+            }
+            1
+        }
+        "chatter" => {
+            for i in 0..word(2).parse().unwrap_or(0) {
+                println!("line {i}");
+            }
+            0
+        }
         "sleep" => {
             std::thread::sleep(std::time::Duration::from_millis(word(2).parse().unwrap_or(0)));
             0

@@ -24,7 +24,8 @@ pub(super) fn shim() -> Result<Shell> {
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGUSR1] {
         sys::set_signal(signal, true);
     }
-    rustix::process::umask(Mode::from_raw_mode(0o077));
+    // What containers expect, and what is made in their root file systems.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let _ = rustix::process::setsid();
     rustix::process::chdir("/").map_err(|e| Error::sys("chdir", "/", e))?;
     // The agent's end of a socket pair came as standard input.
@@ -178,7 +179,10 @@ fn listen(spec: &PodSpec, held: &Held) -> Result<OwnedFd> {
     let socket =
         net::socket_with(net::AddressFamily::UNIX, kind, flags, None).map_err(fail("socket"))?;
     let (_dir, address) = socket_address(&spec.dir)?;
-    net::bind(&socket, &address).map_err(fail("bind"))?;
+    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let bound = net::bind(&socket, &address);
+    rustix::process::umask(before);
+    bound.map_err(fail("bind"))?;
     net::listen(&socket, BACKLOG).map_err(fail("listen"))?;
     Ok(socket)
 }
