@@ -107,7 +107,6 @@ impl Gossip {
         rng: &mut dyn Rng,
         out: &mut Vec<Output>,
     ) {
-        let me = self.sender();
         let mut step = Step { now_us, wall_ms, rng, out };
         if !std::mem::replace(&mut self.started, true) {
             self.net.start(step.rng);
@@ -149,6 +148,7 @@ impl Gossip {
                 self.with_swim(&mut step, |swim, ctx| swim.readdress(addr, ctx));
             }
         }
+        let me = self.sender();
         let swim = &mut self.swim;
         self.net
             .flush(&self.keys, me, step.out, |dest, packet, room| swim.ride(dest, packet, room));

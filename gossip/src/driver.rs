@@ -1,14 +1,31 @@
-//! The only IO: a UDP socket and the log.
+//! The only IO: a UDP socket and the log. It decides nothing.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use mio::{Registry, Token};
+use mio::net::UdpSocket;
+use mio::{Interest, Registry, Token};
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::api::{Event, Input};
-use crate::config::Config;
+use crate::api::{Event, Input, Output, Persist};
+use crate::config::{Config, PACKET_MAX_BYTES};
 use crate::core::Gossip;
+use crate::disk::Disk;
 use crate::error::Error;
+use crate::member::{Identity, MemberInfo};
+
+/// Datagrams taken in one call; the rest waits for the next, which is due at once.
+const READ_MAX: usize = 512;
+/// Asked of the kernel: some two thousand small datagrams while this process does not run.
+const RECEIVE_BUFFER_BYTES: i32 = 4 << 20;
+/// News from others is durable at the latest so much later; they have it too.
+const SYNC_US: u64 = 1_000_000;
+/// A call longer than this is counted: the loop that owns us must stay fast.
+const SLOW_US: u64 = 100_000;
 
 /// What a driver is told.
 #[derive(Debug, Clone)]
@@ -17,28 +34,95 @@ pub struct DriverConfig {
     pub name: String,
     /// Local UDP address; port 0 picks one.
     pub bind: SocketAddr,
-    /// Where peers reach this node; `None`: the bound address (which then must not be a wildcard).
+    /// Where peers reach this node; `None`: the bound address, which then must not be a wildcard. Port 0 stands for the
+    /// bound port.
     pub advertise: Option<SocketAddr>,
-    /// Directory of the log; `None`: diskless.
+    /// Directory of the log; `None`: diskless, the boot counter is the wall clock.
     pub dir: Option<PathBuf>,
     /// The core's configuration.
     pub gossip: Config,
 }
 
-/// Gossip on a socket. The caller owns the [`mio::Poll`] and the clock (`now_us`, monotonic).
+/// Counters since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DriverStats {
+    /// Datagrams received, of whatever origin.
+    pub received: u64,
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Bytes sent, without UDP and IP headers.
+    pub sent_bytes: u64,
+    /// Datagrams the kernel did not take.
+    pub unsent: u64,
+    /// Calls that took more than 100 ms.
+    pub slow_calls: u64,
+    /// The longest call in microseconds.
+    pub slowest_us: u64,
+}
+
+/// Gossip on a socket. The caller owns the [`mio::Poll`] and the clock: `now_us`, monotonic microseconds.
 #[derive(Debug)]
 pub struct Driver {
     gossip: Gossip,
+    socket: UdpSocket,
+    addr: SocketAddr,
+    disk: Option<Disk>,
+    rng: Xoshiro256PlusPlus,
+    out: Vec<Output>,
+    /// The socket may hold more: its edge will not come again.
+    unread: bool,
+    sync_at_us: Option<u64>,
+    stats: DriverStats,
 }
 
 impl Driver {
-    /// Reads the log, persists the next generation, binds the socket. Nothing is sent yet.
+    /// Reads the log, persists this boot's generation, binds the socket. Nothing is sent yet.
     ///
     /// # Errors
     /// [`Error::Name`], [`Error::File`], [`Error::Corrupt`], [`Error::Socket`], [`Error::Random`].
     pub fn open(cfg: DriverConfig, now_us: u64) -> Result<Driver, Error> {
-        let _ = (cfg, now_us);
-        Err(Error::Random)
+        crate::member::check_name(&cfg.name)?;
+        let mut seed = [0; 32];
+        SystemRandom::new().fill(&mut seed).map_err(|_| Error::Random)?;
+        let failed = |operation, e: &io::Error| {
+            let errno = e.raw_os_error().unwrap_or(0);
+            Error::Socket { operation, addr: cfg.bind, errno }
+        };
+        let socket = UdpSocket::bind(cfg.bind).map_err(|e| failed("bind", &e))?;
+        let addr = socket.local_addr().map_err(|e| failed("getsockname", &e))?;
+        crate::sys::set_receive_buffer(&socket, RECEIVE_BUFFER_BYTES);
+        let mut public = cfg.advertise.unwrap_or(addr);
+        if public.port() == 0 {
+            public.set_port(addr.port());
+        }
+        if public.ip().is_unspecified() {
+            let errno = libc::EADDRNOTAVAIL;
+            return Err(Error::Socket { operation: "advertise a wildcard", addr, errno });
+        }
+        let wall_ms = wall_ms();
+        let (disk, restored, generation) = match &cfg.dir {
+            None => (None, None, wall_ms.max(1)),
+            Some(dir) => {
+                let (disk, restored, generation) = Disk::open(dir, &cfg.name, wall_ms)?;
+                (Some(disk), Some(restored), generation)
+            }
+        };
+        let me = Identity { name: cfg.name, generation, addr: public };
+        let mut gossip = Gossip::new(cfg.gossip, me)?;
+        if let Some(restored) = restored {
+            gossip.restore(now_us, wall_ms, restored);
+        }
+        Ok(Driver {
+            gossip,
+            socket,
+            addr,
+            disk,
+            rng: Xoshiro256PlusPlus::from_seed(seed),
+            out: Vec::new(),
+            unread: true,
+            sync_at_us: None,
+            stats: DriverStats::default(),
+        })
     }
 
     /// Registers the socket for reading.
@@ -46,31 +130,62 @@ impl Driver {
     /// # Errors
     /// [`Error::Socket`].
     pub fn register(&mut self, registry: &Registry, token: Token) -> Result<(), Error> {
-        let _ = (registry, token);
-        Ok(())
+        registry
+            .register(&mut self.socket, token, Interest::READABLE)
+            .map_err(|e| self.socket_error("register", &e))
+    }
+
+    /// Removes the socket from the poll.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn deregister(&mut self, registry: &Registry) -> Result<(), Error> {
+        registry.deregister(&mut self.socket).map_err(|e| self.socket_error("deregister", &e))
     }
 
     /// The bound address.
     pub fn local_addr(&self) -> SocketAddr {
-        unreachable!()
+        self.addr
     }
 
-    /// The socket is readable: takes everything in. News are appended to `events`.
+    /// The socket is readable: takes in up to 512 datagrams; if there are more, [`Driver::next_deadline`] is at once. News
+    /// are appended to `events`.
     ///
     /// # Errors
-    /// [`Error::File`]: the log broke (gossip itself goes on). Socket errors of single datagrams are counted, not returned.
+    /// [`Error::File`]: the log broke; said once, gossip itself goes on. Socket errors of single datagrams are counted.
     pub fn readable(&mut self, now_us: u64, events: &mut Vec<Event>) -> Result<(), Error> {
-        let _ = (now_us, events);
-        Ok(())
+        let start = Instant::now();
+        let wall_ms = wall_ms();
+        let mut bytes = [0; PACKET_MAX_BYTES + 1];
+        self.unread = true;
+        for _ in 0..READ_MAX {
+            match self.socket.recv_from(&mut bytes) {
+                Ok((len, from)) => {
+                    self.stats.received += 1;
+                    let bytes = bytes.get(..len).unwrap_or(&[]);
+                    let input = Input::Datagram { from, bytes };
+                    self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.out);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.unread = false;
+                    break;
+                }
+                // An ICMP error of something sent earlier; the core finds out by silence.
+                Err(_) => {}
+            }
+        }
+        self.finish(now_us, wall_ms, start, events)
     }
 
-    /// Does what is due at `now_us`; harmless when nothing is.
+    /// Does what is due at `now_us`; harmless when nothing is. The first call starts the core.
     ///
     /// # Errors
     /// As [`Driver::readable`].
     pub fn timer(&mut self, now_us: u64, events: &mut Vec<Event>) -> Result<(), Error> {
-        let _ = (now_us, events);
-        Ok(())
+        if self.unread {
+            self.readable(now_us, events)?;
+        }
+        self.input(now_us, Input::Timer, events)
     }
 
     /// Passes an input (put, unicast, leave..) to the core.
@@ -83,17 +198,114 @@ impl Driver {
         input: Input<'_>,
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
-        let _ = (now_us, input, events);
-        Ok(())
+        let start = Instant::now();
+        let wall_ms = wall_ms();
+        self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.out);
+        self.finish(now_us, wall_ms, start, events)
     }
 
-    /// When [`Driver::timer`] is due next, in the caller's clock.
+    /// When [`Driver::timer`] is due next, in the caller's clock; in the past: now.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.gossip.next_deadline()
+        if self.unread {
+            return Some(0);
+        }
+        [self.gossip.next_deadline(), self.sync_at_us].into_iter().flatten().min()
     }
 
     /// Members and map.
     pub fn gossip(&self) -> &Gossip {
         &self.gossip
     }
+
+    /// The core's key ring, for rotation.
+    pub fn keys_mut(&mut self) -> &mut crate::frame::KeyRing {
+        self.gossip.keys_mut()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> DriverStats {
+        self.stats
+    }
+
+    /// Makes everything durable; for an orderly end.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.disk.as_mut().map_or(Ok(()), Disk::sync)
+    }
+
+    /// Carries out what the core wants, in its order: a local write is durable before any later datagram leaves.
+    fn finish(
+        &mut self,
+        now_us: u64,
+        wall_ms: u64,
+        start: Instant,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
+        let mut result = Ok(());
+        let mut promised = false;
+        for output in std::mem::take(&mut self.out) {
+            match output {
+                Output::Send { to, bytes } => {
+                    if std::mem::take(&mut promised) {
+                        result = result.and(self.flush());
+                    }
+                    self.send(to, &bytes);
+                }
+                Output::Persist(what) => {
+                    promised |= matches!(what, Persist::Record { local: true, .. });
+                    if let Some(disk) = &mut self.disk {
+                        result = result.and(disk.append(&what));
+                    }
+                }
+                Output::Event(event) => events.push(event),
+            }
+        }
+        result = result.and(self.store(promised, now_us, wall_ms));
+        let took_us = start.elapsed().as_micros() as u64;
+        self.stats.slowest_us = self.stats.slowest_us.max(took_us);
+        self.stats.slow_calls += u64::from(took_us >= SLOW_US);
+        result
+    }
+
+    fn store(&mut self, promised: bool, now_us: u64, wall_ms: u64) -> Result<(), Error> {
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        let due = self.sync_at_us.is_some_and(|at| at <= now_us);
+        if promised || due {
+            self.sync_at_us = None;
+            disk.sync()?;
+        }
+        disk.write()?;
+        if disk.is_dirty() && self.sync_at_us.is_none() {
+            self.sync_at_us = Some(now_us + SYNC_US);
+        }
+        if disk.is_long() {
+            let roster: Vec<MemberInfo> = self.gossip.members().map(|m| m.info()).collect();
+            disk.snapshot(wall_ms, self.gossip.records(), &roster)?;
+            self.sync_at_us = None;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, to: SocketAddr, bytes: &[u8]) {
+        match self.socket.send_to(bytes, to) {
+            Ok(_) => {
+                self.stats.sent += 1;
+                self.stats.sent_bytes += bytes.len() as u64;
+            }
+            // Full buffer, no route, nobody there: a lost datagram like any other.
+            Err(_) => self.stats.unsent += 1,
+        }
+    }
+
+    fn socket_error(&self, operation: &'static str, error: &io::Error) -> Error {
+        let errno = error.raw_os_error().unwrap_or(0);
+        Error::Socket { operation, addr: self.addr, errno }
+    }
+}
+
+fn wall_ms() -> u64 {
+    // Before 1970 counts as 1970: a machine without a clock.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

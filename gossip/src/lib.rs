@@ -3,6 +3,7 @@
 mod api;
 mod config;
 mod core;
+mod disk;
 pub mod driver;
 mod error;
 pub mod frame;
@@ -11,6 +12,7 @@ mod member;
 mod message;
 mod outbox;
 mod swim;
+mod sys;
 mod timers;
 mod wire;
 

@@ -28,6 +28,7 @@ pub(crate) mod tag {
     pub(crate) const MEMBER_DIGEST: u8 = 9;
     pub(crate) const MEMBER_WANT: u8 = 10;
     pub(crate) const UNICAST: u8 = 11;
+    pub(crate) const OUTDATED: u8 = 12;
     pub(crate) const MAP_DIGEST: u8 = 16;
     pub(crate) const MAP_LIST: u8 = 17;
     pub(crate) const MAP_PULL: u8 = 18;
@@ -59,6 +60,8 @@ pub(crate) enum Message<'a> {
     MemberDigest([u32; MEMBER_BUCKETS]),
     /// My entries of the buckets that differ are sent; send me yours of these.
     MemberWant { buckets: u64 },
+    /// Your generation is not above one that is known of your name.
+    Outdated { generation: u64 },
     /// For the layers above.
     Unicast(&'a [u8]),
     /// Hashes of my map buckets.
@@ -107,6 +110,7 @@ impl<'a> Message<'a> {
                 Message::MemberDigest(hashes)
             }
             tag::MEMBER_WANT => Message::MemberWant { buckets: r.u64()? },
+            tag::OUTDATED => Message::Outdated { generation: r.varint()? },
             tag::UNICAST => Message::Unicast(r.rest()),
             tag::MAP_DIGEST => Message::MapDigest(r.bytes(4 * MAP_BUCKETS)?.try_into().ok()?),
             tag::MAP_LIST => Message::MapList { first: r.u64()?, last: r.u64()?, items: *r },
@@ -144,6 +148,19 @@ impl From<State> for Standing {
             State::Dead => Standing::Dead,
             State::Left => Standing::Left,
         }
+    }
+}
+
+impl Standing {
+    /// As a state of a listed member.
+    pub(crate) fn state(self) -> Option<State> {
+        Some(match self {
+            Standing::Alive => State::Alive,
+            Standing::Suspect => State::Suspect,
+            Standing::Dead => State::Dead,
+            Standing::Left => State::Left,
+            Standing::Forgotten => return None,
+        })
     }
 }
 
@@ -195,7 +212,8 @@ impl Accusers {
 }
 
 const FULL: u8 = 8;
-const GENERATION_MAX: u64 = 1 << 62;
+/// Room to step above any of them must remain.
+pub(crate) const GENERATION_MAX: u64 = 1 << 62;
 
 impl<'a> Update<'a> {
     pub(crate) fn of(info: &'a MemberInfo) -> Update<'a> {
@@ -228,7 +246,6 @@ impl<'a> Update<'a> {
         };
         let (generation, incarnation) = (r.varint()?, r.varint()?);
         if generation >= GENERATION_MAX || incarnation >= GENERATION_MAX {
-            // Room to step above it must remain.
             return None;
         }
         let mut accusers = Accusers::default();

@@ -35,7 +35,7 @@ use crate::api::{Event, Output, Persist};
 use crate::config::{MEMBERS_MAX, Timing};
 use crate::frame::Window;
 use crate::member::{Member, MemberInfo, Nid, State};
-use crate::message::{Standing, Update, tag};
+use crate::message::{GENERATION_MAX, Standing, Update, tag};
 use crate::outbox::{Dest, Outbox};
 use crate::swim::health::Health;
 use crate::swim::probe::{Probe, Relay};
@@ -53,7 +53,7 @@ const FANOUT: usize = 3;
 const ROUND_PACKETS_MAX: usize = 4;
 /// How long nobody else can confirm what our disk remembers before we call it dead.
 const REMEMBERED_US: u64 = 60_000_000;
-/// A claim to our own name is stepped over this often a minute, then only reported.
+/// A claim to our own name is stepped over this often in one boot, then only reported.
 const OUTBID_MAX: u32 = 3;
 
 /// What a step works with.
@@ -408,25 +408,32 @@ impl Swim {
             }
         }
         if outbid {
-            // Our boot counter was lost, or another node has our name. Once is normal, a duel is not.
-            if self.outbids >= OUTBID_MAX {
-                return;
-            }
-            self.outbids += 1;
-            ctx.out.push(Output::Persist(Persist::Generation(u.generation + 1)));
+            self.outbid(u.generation, ctx);
+            return;
         }
         self.table.update(self.table.my_nid(), |entry| {
-            let m = &mut entry.member;
-            if outbid {
-                (m.generation, m.incarnation) = (u.generation + 1, 0);
-            } else {
-                m.incarnation = u.incarnation + 1;
-            }
+            entry.member.incarnation = u.incarnation + 1;
         });
         if u.standing == Standing::Suspect {
             self.health.worse(1);
         }
         self.news(self.table.my_nid(), ctx);
+    }
+
+    /// Steps above a generation that the flock remembers of our name: our boot counter was lost, or another node has our
+    /// name. Once is normal, a duel is not. Whether it did.
+    fn outbid(&mut self, generation: u64, ctx: &mut Ctx<'_>) -> bool {
+        if self.outbids >= OUTBID_MAX || generation >= GENERATION_MAX {
+            return false;
+        }
+        self.outbids += 1;
+        let generation = generation + 1;
+        ctx.out.push(Output::Persist(Persist::Generation(generation)));
+        self.table.update(self.table.my_nid(), |entry| {
+            (entry.member.generation, entry.member.incarnation) = (generation, 0);
+        });
+        self.news(self.table.my_nid(), ctx);
+        true
     }
 
     fn conflict(&mut self, addr: std::net::SocketAddr, ctx: &mut Ctx<'_>) {

@@ -120,7 +120,7 @@ impl Swim {
         places
     }
 
-    fn greet(&mut self, addr: SocketAddr, ctx: &mut Ctx<'_>) {
+    pub(super) fn greet(&mut self, addr: SocketAddr, ctx: &mut Ctx<'_>) {
         let dest = Dest { addr, to: Binding::Open };
         self.push_me(dest, tag::HELLO, ctx);
     }
@@ -142,7 +142,20 @@ impl Swim {
             return;
         }
         let to = Binding::To { nid: u.nid, generation: u.generation };
-        self.push_me(Dest { addr: from, to }, tag::HELLO_ACK, ctx);
+        let dest = Dest { addr: from, to };
+        let known = self.table.get(u.nid).filter(|e| !e.remembered);
+        let taken = known.filter(|e| {
+            let m = &e.member;
+            let same_boot = e.boot == 0 || e.boot == boot;
+            m.generation > u.generation || (m.generation == u.generation && !same_boot)
+        });
+        if let Some(entry) = taken {
+            // Else it would talk into the wind: frames of an outlived boot are dropped.
+            let generation = entry.member.generation;
+            ctx.net.push(dest, tag::OUTDATED, |out| crate::wire::put_varint(out, generation));
+            return;
+        }
+        self.push_me(dest, tag::HELLO_ACK, ctx);
     }
 
     /// Our greeting was answered, to us alone: introduce ourselves and compare views.
