@@ -40,14 +40,22 @@
 //! Bytes from the map or from a peer are decoded with bounds ([`record`], [`msg`]); what does not decode
 //! changes nothing.
 
+mod admit;
 mod api;
+mod app;
+mod coordinator;
 pub mod error;
+mod guard;
 pub mod hash;
 pub mod msg;
+mod place;
 pub mod record;
 mod sched;
 pub mod spec;
+mod status;
 mod tags;
+mod turn;
+mod view;
 pub mod why;
 
 pub use api::{

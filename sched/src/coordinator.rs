@@ -1,0 +1,587 @@
+//! The coordinator of an app: offers its empty slots, stops what is too much, moves what cannot stay.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::api::{Event, MemberState};
+use crate::app::{App, Lead, Pending};
+use crate::hash;
+use crate::msg::{self, Free, Message, Refusal};
+use crate::place::{Question, Tally};
+use crate::record::{ClaimRecord, ClaimState};
+use crate::spec::Spec;
+use crate::turn::{Turn, backoff_ms};
+use crate::view::{Amounts, AppKey};
+
+/// Offers in flight from one node, over all apps. Further slots wait for answers.
+pub(crate) const OFFERS_MAX: usize = 64;
+/// Copies of one offer sent before the node counts as not answering.
+const SENDS_MAX: u32 = 3;
+/// Refusals of one slot before it backs off.
+const TRIES_MAX: u32 = 6;
+/// Every app led is looked at this often even if nothing happens, microseconds.
+const TICK_US: u64 = 1_000_000;
+/// A node that did not answer an offer is not asked again for this long, milliseconds.
+const SILENT_MS: u64 = 4_000;
+/// A node that refused is not asked again for this long, milliseconds.
+const REFUSED_MS: u64 = 1_000;
+/// A claim's own word counts for this long when a loser is to be stopped, microseconds.
+const ACK_FRESH_US: u64 = 10_000_000;
+/// An unanswered Stop or Ask is sent again after this, milliseconds.
+const RESEND_MS: u64 = 1_000;
+/// Two pods of one template of which neither gets ready: the younger is stopped after this.
+const DOUBLE_US: u64 = 10_000_000;
+/// A slot ready for this long has no failures behind it.
+const STEADY_US: u64 = 30_000_000;
+/// A node that keeps failing an app is avoided this many times longer at most.
+const FLAP_FACTOR_MAX: u32 = 3;
+
+/// A claim of a slot that is meant to stay, as the coordinator weighs it.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) id: String,
+    pub(crate) node: String,
+    pub(crate) amounts: Amounts,
+    pub(crate) current: bool,
+    pub(crate) ready: bool,
+    pub(crate) draining: bool,
+    pub(crate) acked_us: Option<u64>,
+    created_ms: u64,
+}
+
+/// What is there of a slot.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// On live nodes, not leaving, best first.
+    pub(crate) live: Vec<Held>,
+    /// Told to stop but not gone.
+    pub(crate) leaving: u32,
+    /// Reported failed: `(id, node, reason)`.
+    pub(crate) failed: Vec<(String, String, String)>,
+    /// Replacement has to wait until then.
+    pub(crate) wait_until: u64,
+    /// One is offered.
+    pub(crate) offered: bool,
+}
+
+impl Slot {
+    /// Pods beyond the one it should have.
+    fn extra(&self) -> u32 {
+        let all = self.live.len() as u32 + self.leaving + u32::from(self.offered);
+        all.saturating_sub(1)
+    }
+
+    fn best(&self) -> Option<&Held> {
+        self.live.first()
+    }
+}
+
+/// Sorts an app's claims by slot.
+pub(crate) fn gather(turn: &Turn<'_>, key: &AppKey, app: &App, lead: &Lead) -> BTreeMap<u32, Slot> {
+    let mut slots: BTreeMap<u32, Slot> =
+        (0..app.replicas()).map(|n| (n, Slot::default())).collect();
+    let replace_us = app.spec.as_ref().map_or(0, |s| s.partition.replace_after_ms) * 1000;
+    for (id, claim) in turn.view.claims_of(key) {
+        let r = &claim.record;
+        let slot = slots.entry(r.slot).or_default();
+        let node = turn.view.nodes.get(&r.node);
+        if !turn.view.is_live(r) {
+            if let Some(n) = node.filter(|n| n.state == Some(MemberState::Dead)) {
+                slot.wait_until = slot.wait_until.max(n.died_us + replace_us);
+            }
+        } else if r.state == ClaimState::Failed {
+            slot.failed.push((id.to_owned(), r.node.clone(), r.reason.clone()));
+        } else if r.state == ClaimState::Stopping || lead.stops.contains_key(id) {
+            slot.leaving += 1;
+        } else {
+            slot.live.push(Held {
+                id: id.to_owned(),
+                node: r.node.clone(),
+                amounts: Amounts::of(r),
+                current: r.template == app.template,
+                ready: r.ready,
+                draining: node.is_some_and(|n| n.draining()),
+                acked_us: if r.node == turn.view.me { Some(turn.now_us) } else { claim.acked_us },
+                created_ms: r.created_ms,
+            });
+        }
+    }
+    for (number, slot) in &mut slots {
+        slot.offered = lead.offers.contains_key(number);
+        // Best first: right template, ready, not draining, oldest; the hash only breaks ties.
+        slot.live.sort_by_key(|h| {
+            let tie = hash::stable(&[h.id.as_bytes()]);
+            (!h.current, !h.ready, h.draining, h.created_ms, tie)
+        });
+    }
+    slots
+}
+
+impl Turn<'_> {
+    /// Looks at an app that this node leads and does what is due. `held`: no starts now.
+    pub(crate) fn coordinate(&mut self, key: &AppKey, app: &mut App, held: Option<&str>) {
+        let Some(mut lead) = app.lead.take() else { return };
+        lead.wake = self.now_us + TICK_US;
+        if self.now_us < lead.settle_until {
+            lead.wake = lead.settle_until;
+            app.lead = Some(lead);
+            return;
+        }
+        if app.term > (lead.term, self.me().to_owned()) || lead.term == 0 {
+            lead.term = app.term.0 + 1;
+            app.term = (lead.term, self.me().to_owned());
+            self.event(Event::TookOver { app: key.to_string(), term: lead.term });
+        }
+        let known = |id: &str| self.view.claim(id).is_some();
+        lead.stops.retain(|id, _| known(id));
+        lead.asks.retain(|id, _| known(id));
+        lead.failed.retain(|id| known(id));
+        let now_us = self.now_us;
+        lead.avoid.retain(|_, until| *until > now_us);
+        match app.wanted().cloned() {
+            None => self.wind_down(key, &mut lead),
+            Some(_) if app.is_daemon() => {}
+            Some(spec) => self.service(key, app, &mut lead, &spec, held.is_some()),
+        }
+        self.write_rollout(key, app, &mut lead, held);
+        app.lead = Some(lead);
+    }
+
+    /// The app is stopped or deleted: nodes stop its pods by the spec itself; this repeats it for a node
+    /// that has not got the spec.
+    fn wind_down(&mut self, key: &AppKey, lead: &mut Lead) {
+        self.cancel_offers(lead);
+        let all: Vec<(String, String)> = self
+            .view
+            .claims_of(key)
+            .map(|(id, c)| (id.to_owned(), c.record.node.clone()))
+            .collect();
+        for (id, node) in all {
+            self.stop(key, lead, &id, &node);
+        }
+    }
+
+    fn service(&mut self, key: &AppKey, app: &App, lead: &mut Lead, spec: &Arc<Spec>, held: bool) {
+        self.chase_offers(key, app, lead);
+        let slots = gather(self, key, app, lead);
+        self.note_failures(key, lead, &slots);
+        self.trim(key, lead, &slots, spec.replicas);
+        // Trimming told some to stop.
+        let slots = gather(self, key, app, lead);
+        if held {
+            return;
+        }
+        let stops = lead.stops.clone();
+        let mut tally = Tally::new(self.view, key, spec, &|id| stops.contains_key(id));
+        for pending in lead.offers.values() {
+            tally.add(self.view, spec, &pending.node);
+        }
+        self.fill(key, app, lead, &slots, &mut tally);
+        self.renew(key, app, lead, &slots, &mut tally);
+    }
+
+    /// Drops offers that were answered through the map or whose node died; repeats the unanswered.
+    fn chase_offers(&mut self, key: &AppKey, app: &App, lead: &mut Lead) {
+        let numbers: Vec<u32> = lead.offers.keys().copied().collect();
+        for slot in numbers {
+            let Some(p) = lead.offers.get(&slot) else { continue };
+            let (id, node) = (p.id, p.node.clone());
+            let arrived = self.view.claims_of(key).any(|(_, c)| c.record.offer == id);
+            let dead = !self.view.nodes.get(&node).is_some_and(|n| n.live());
+            if arrived || dead || slot >= app.replicas() {
+                self.drop_offer(lead, slot);
+            } else if p.retry_at <= self.now_us {
+                if p.sent >= SENDS_MAX {
+                    self.drop_offer(lead, slot);
+                    let until = self.after(SILENT_MS);
+                    lead.avoid.insert(node, until);
+                    continue;
+                }
+                let retry_at = self.after(self.config.offer_retry_ms);
+                if let Some(p) = lead.offers.get_mut(&slot) {
+                    p.sent += 1;
+                    p.retry_at = retry_at;
+                }
+                let offer = offer_message(key, app, lead.term, slot, id);
+                self.send(&node, offer);
+            }
+        }
+        for p in lead.offers.values() {
+            lead.wake = lead.wake.min(p.retry_at);
+        }
+    }
+
+    pub(crate) fn cancel_offers(&mut self, lead: &mut Lead) {
+        while let Some((slot, _)) = lead.offers.first_key_value() {
+            let slot = *slot;
+            self.drop_offer(lead, slot);
+        }
+    }
+
+    fn drop_offer(&mut self, lead: &mut Lead, slot: u32) {
+        if let Some(p) = lead.offers.remove(&slot) {
+            self.view.release(&p.node, p.ask);
+            *self.in_flight -= 1;
+        }
+    }
+
+    /// Counts each failed claim once: backoff for its slot, avoidance of its node.
+    fn note_failures(&mut self, key: &AppKey, lead: &mut Lead, slots: &BTreeMap<u32, Slot>) {
+        for (number, slot) in slots {
+            for (id, node, reason) in &slot.failed {
+                if !lead.failed.insert(id.clone()) {
+                    continue;
+                }
+                lead.last_failure = format!("{node}: {reason}");
+                self.back_off(lead, *number);
+                self.flap(lead, node);
+                let (node, reason) = (node.clone(), reason.clone());
+                self.event(Event::Moving { app: key.to_string(), slot: *number, node, reason });
+            }
+            let memo = lead.slots.entry(*number).or_default();
+            if slot.best().is_some_and(|h| h.ready && h.current) {
+                let since = *memo.ready_since.get_or_insert(self.now_us);
+                if self.now_us > since + STEADY_US {
+                    (memo.tries, memo.lost, memo.refused) = (0, 0, 0);
+                }
+            } else {
+                memo.ready_since = None;
+            }
+        }
+        lead.slots.retain(|number, _| slots.contains_key(number));
+    }
+
+    fn back_off(&mut self, lead: &mut Lead, slot: u32) {
+        let memo = lead.slots.entry(slot).or_default();
+        memo.tries += 1;
+        let ms = backoff_ms(self.config.backoff_ms, self.config.backoff_max_ms, memo.tries);
+        memo.not_before = self.now_us + self.jitter_us(ms);
+    }
+
+    fn flap(&mut self, lead: &mut Lead, node: &str) {
+        let (until, count) = lead.flaps.entry(node.to_owned()).or_default();
+        *count += 1;
+        let factor = 1 << (*count - 1).min(FLAP_FACTOR_MAX);
+        *until = self.now_us + self.config.flap_ms * 1000 * factor;
+    }
+
+    /// Stops surplus slots, losers of doubled slots, and what failed where another now runs.
+    fn trim(&mut self, key: &AppKey, lead: &mut Lead, slots: &BTreeMap<u32, Slot>, replicas: u32) {
+        for (number, slot) in slots {
+            if *number >= replicas {
+                for held in &slot.live {
+                    self.stop(key, lead, &held.id, &held.node);
+                }
+                for (id, node, _) in &slot.failed {
+                    self.stop(key, lead, id, node);
+                }
+                continue;
+            }
+            let Some(best) = slot.best().cloned() else { continue };
+            for (id, node, _) in &slot.failed {
+                self.stop(key, lead, id, node);
+            }
+            self.dedupe(key, lead, *number, slot, &best);
+        }
+        // A Stop that was lost is repeated even though its claim no longer counts.
+        let due: Vec<String> = lead
+            .stops
+            .iter()
+            .filter(|(_, at)| **at <= self.now_us)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            if let Some(node) = self.view.claim(&id).map(|c| c.record.node.clone()) {
+                self.stop(key, lead, &id, &node);
+            }
+        }
+        for at in lead.stops.values().chain(lead.asks.values()) {
+            lead.wake = lead.wake.min((*at).max(self.now_us + 1));
+        }
+    }
+
+    fn dedupe(&mut self, key: &AppKey, lead: &mut Lead, number: u32, slot: &Slot, best: &Held) {
+        let memo = lead.slots.entry(number).or_default();
+        let double = slot.live.iter().skip(1).any(|l| l.current == best.current);
+        if !double || best.ready {
+            memo.double_since = None;
+        }
+        let double_for =
+            if double { self.now_us - *memo.double_since.get_or_insert(self.now_us) } else { 0 };
+        for loser in slot.live.iter().skip(1) {
+            // On its way to replace the best, which has to leave its node.
+            let replacement = best.draining && !loser.draining && loser.current;
+            let fresh = best.acked_us.is_some_and(|at| at + ACK_FRESH_US > self.now_us);
+            let neither = !best.ready && !loser.ready && loser.current == best.current;
+            if replacement && (best.ready || !loser.ready) && double_for < DOUBLE_US * 6 {
+                continue;
+            }
+            if (best.ready && fresh) || (neither && double_for > DOUBLE_US) {
+                let (slot, node) = (number, loser.node.clone());
+                self.stop(key, lead, &loser.id, &loser.node);
+                if loser.current == best.current {
+                    self.event(Event::Duplicate { app: key.to_string(), slot, node });
+                }
+            } else if best.ready && lead.asks.get(&best.id).is_none_or(|at| *at <= self.now_us) {
+                let again = self.after(RESEND_MS / 4);
+                lead.asks.insert(best.id.clone(), again);
+                self.send(&best.node.clone(), Message::Ask { claim: best.id.clone() });
+            }
+        }
+    }
+
+    fn stop(&mut self, key: &AppKey, lead: &mut Lead, id: &str, node: &str) {
+        if lead.stops.get(id).is_some_and(|at| *at > self.now_us) {
+            return;
+        }
+        let again = self.after(RESEND_MS);
+        lead.stops.insert(id.to_owned(), again);
+        let (namespace, app) = (key.namespace.clone(), key.app.clone());
+        let term = lead.term;
+        self.send(node, Message::Stop { namespace, app, claim: id.to_owned(), term });
+    }
+
+    /// Offers every slot that has nothing.
+    fn fill(
+        &mut self,
+        key: &AppKey,
+        app: &App,
+        lead: &mut Lead,
+        slots: &BTreeMap<u32, Slot>,
+        tally: &mut Tally,
+    ) {
+        let Some(spec) = app.wanted().cloned() else { return };
+        let mut extra: u32 = slots.values().map(Slot::extra).sum();
+        let surge = spec.update.max_surge.of(spec.replicas);
+        for (number, slot) in slots.range(..spec.replicas) {
+            if !slot.live.is_empty() || slot.offered {
+                continue;
+            }
+            if slot.leaving > 0 {
+                // Its old pod still runs: a new one beside it is a surge.
+                if extra >= surge {
+                    continue;
+                }
+                extra += 1;
+            }
+            let not_before =
+                lead.slots.get(number).map_or(0, |m| m.not_before).max(slot.wait_until);
+            if not_before > self.now_us {
+                lead.wake = lead.wake.min(not_before);
+                continue;
+            }
+            if *self.in_flight >= OFFERS_MAX {
+                break;
+            }
+            let Some(node) = self.pick(key, &spec, lead, tally, *number) else {
+                // The slots of an app differ in nothing that could make another one fit.
+                break;
+            };
+            self.offer(key, app, lead, *number, &node);
+            tally.add(self.view, &spec, &node);
+        }
+    }
+
+    fn pick(
+        &self,
+        key: &AppKey,
+        spec: &Spec,
+        lead: &Lead,
+        tally: &Tally,
+        slot: u32,
+    ) -> Option<String> {
+        let refused = |node: &str| lead.avoid.contains_key(node);
+        let flapped = |node: &str| {
+            refused(node) || lead.flaps.get(node).is_some_and(|(until, _)| *until > self.now_us)
+        };
+        let question = Question { view: self.view, key, spec, slot, tally, avoid: &flapped };
+        // A node that failed it is better than none.
+        question.pick().or_else(|| Question { avoid: &refused, ..question }.pick())
+    }
+
+    fn offer(&mut self, key: &AppKey, app: &App, lead: &mut Lead, slot: u32, node: &str) {
+        let Some(spec) = app.wanted() else { return };
+        let ask =
+            Amounts { cpu_milli: spec.cpu_milli(), memory_bytes: spec.memory_bytes(), pods: 1 };
+        let id = self.rng.next_u64() | 1;
+        let retry_at = self.after(self.config.offer_retry_ms);
+        self.view.reserve(node, ask);
+        *self.in_flight += 1;
+        lead.offers.insert(slot, Pending { id, node: node.to_owned(), ask, retry_at, sent: 1 });
+        lead.wake = lead.wake.min(retry_at);
+        let offer = offer_message(key, app, lead.term, slot, id);
+        self.send(node, offer);
+    }
+
+    /// Replaces pods of an old template or on a draining node, within the budget.
+    fn renew(
+        &mut self,
+        key: &AppKey,
+        app: &App,
+        lead: &mut Lead,
+        slots: &BTreeMap<u32, Slot>,
+        tally: &mut Tally,
+    ) {
+        let Some(spec) = app.wanted().cloned() else { return };
+        let replicas = spec.replicas;
+        let mut surge = spec.update.max_surge.of(replicas);
+        let unavailable = spec.update.max_unavailable.of(replicas);
+        if surge == 0 && unavailable == 0 {
+            surge = 1;
+        }
+        let mut extra: u32 = slots.values().map(Slot::extra).sum::<u32>()
+            + lead
+                .offers
+                .keys()
+                .filter(|n| slots.get(n).is_some_and(|s| !s.offered && s.leaving > 0))
+                .count() as u32;
+        let ready = |s: &Slot| s.live.iter().any(|h| h.ready);
+        let mut available = slots.range(..replicas).filter(|(_, s)| ready(s)).count() as u32;
+        for (number, slot) in slots.range(..replicas) {
+            let [old] = slot.live.as_slice() else { continue };
+            if (old.current && !old.draining) || slot.offered {
+                continue;
+            }
+            let not_before = lead.slots.get(number).map_or(0, |m| m.not_before);
+            if not_before > self.now_us {
+                lead.wake = lead.wake.min(not_before);
+                continue;
+            }
+            if extra < surge && *self.in_flight < OFFERS_MAX {
+                tally.remove(self.view, &spec, &old.node);
+                if let Some(node) = self.pick(key, &spec, lead, tally, *number) {
+                    self.moving(key, *number, old);
+                    self.offer(key, app, lead, *number, &node);
+                    tally.add(self.view, &spec, &node);
+                    extra += 1;
+                    continue;
+                }
+                tally.add(self.view, &spec, &old.node);
+            }
+            let affordable = !old.ready || available > replicas.saturating_sub(unavailable);
+            if affordable && self.would_fit(key, &spec, lead, tally, *number, old) {
+                self.moving(key, *number, old);
+                self.stop(key, lead, &old.id, &old.node);
+                available -= u32::from(old.ready);
+                extra += 1;
+            }
+        }
+    }
+
+    fn moving(&mut self, key: &AppKey, slot: u32, old: &Held) {
+        let reason = if old.current { "its node drains" } else { "a new generation" };
+        let (node, reason) = (old.node.clone(), reason.to_owned());
+        self.event(Event::Moving { app: key.to_string(), slot, node, reason });
+    }
+
+    /// Whether the slot could be placed once its old pod is gone.
+    fn would_fit(
+        &mut self,
+        key: &AppKey,
+        spec: &Spec,
+        lead: &Lead,
+        tally: &Tally,
+        slot: u32,
+        old: &Held,
+    ) -> bool {
+        let mut tally = tally.clone();
+        tally.vacate(self.view, spec, &old.node);
+        let used = self.view.nodes.get(&old.node).map(|n| n.used);
+        if let Some(node) = self.view.nodes.get_mut(&old.node) {
+            node.used = node.used.minus(old.amounts);
+        }
+        let fits = self.pick(key, spec, lead, &tally, slot).is_some();
+        if let (Some(node), Some(used)) = (self.view.nodes.get_mut(&old.node), used) {
+            node.used = used;
+        }
+        fits
+    }
+
+    /// A node took a slot.
+    pub(crate) fn accepted(
+        &mut self,
+        key: &AppKey,
+        app: &mut App,
+        offer: u64,
+        record: &ClaimRecord,
+    ) {
+        let Some(mut lead) = app.lead.take() else { return };
+        let found = lead.offers.iter().find(|(_, p)| p.id == offer).map(|(slot, _)| *slot);
+        if let Some(slot) = found {
+            self.drop_offer(&mut lead, slot);
+            let node = record.node.clone();
+            self.event(Event::Placed { app: key.to_string(), slot, node });
+        }
+        app.lead = Some(lead);
+    }
+
+    /// A node refused a slot.
+    pub(crate) fn refused(
+        &mut self,
+        key: &AppKey,
+        app: &mut App,
+        from: &str,
+        offer: u64,
+        reason: &Refusal,
+        _free: Free,
+    ) {
+        if let Refusal::StaleTerm { term } = reason {
+            self.outranked(app, *term);
+        }
+        let Some(mut lead) = app.lead.take() else { return };
+        let found = lead.offers.iter().find(|(_, p)| p.id == offer).map(|(slot, _)| *slot);
+        if let Some(slot) = found {
+            self.drop_offer(&mut lead, slot);
+            if !matches!(reason, Refusal::StaleTerm { .. }) {
+                let until = self.after(REFUSED_MS);
+                lead.avoid.insert(from.to_owned(), until);
+            }
+            let memo = lead.slots.entry(slot).or_default();
+            memo.refused += 1;
+            if memo.refused.is_multiple_of(TRIES_MAX) {
+                memo.not_before = self.now_us + self.jitter_us(self.config.backoff_ms);
+            }
+            let (node, reason) = (from.to_owned(), reason.as_str().to_owned());
+            self.event(Event::Refused { app: key.to_string(), slot, node, reason });
+        }
+        app.lead = Some(lead);
+    }
+
+    /// A node heard a higher term: if this node still leads, it goes above it.
+    pub(crate) fn outranked(&mut self, app: &mut App, term: u64) {
+        let me = self.me().to_owned();
+        if let Some(lead) = &mut app.lead
+            && lead.term != 0
+            && term >= lead.term
+        {
+            lead.term = term.saturating_add(1);
+            app.term = (lead.term, me);
+        }
+    }
+
+    /// A claim vanished on a live node without being told to.
+    pub(crate) fn lost(&mut self, app: &mut App, id: &str, record: &ClaimRecord) {
+        let Some(mut lead) = app.lead.take() else { return };
+        let asked = lead.stops.remove(id).is_some() || lead.failed.remove(id);
+        if !asked && self.view.is_live(record) {
+            let memo = lead.slots.entry(record.slot).or_default();
+            // The first is free: a node that rebooted quickly is no reason to wait.
+            if memo.lost > 0 {
+                self.back_off(&mut lead, record.slot);
+            }
+            lead.slots.entry(record.slot).or_default().lost += 1;
+        }
+        app.lead = Some(lead);
+    }
+}
+
+fn offer_message(key: &AppKey, app: &App, term: u64, slot: u32, id: u64) -> Message {
+    Message::Offer(msg::Offer {
+        id,
+        namespace: key.namespace.clone(),
+        app: key.app.clone(),
+        slot,
+        generation: app.generation,
+        term,
+    })
+}

@@ -1,0 +1,63 @@
+//! What one step works with: the time, a random source, the view, and where its effects go.
+
+use std::collections::VecDeque;
+
+use rand::Rng;
+
+use crate::api::{Config, Event, Output};
+use crate::msg::Message;
+use crate::view::View;
+
+/// One step's surroundings.
+pub(crate) struct Turn<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) now_us: u64,
+    pub(crate) wall_ms: u64,
+    pub(crate) rng: &'a mut dyn Rng,
+    pub(crate) view: &'a mut View,
+    pub(crate) out: &'a mut Vec<Output>,
+    /// Offers of this node that are not answered yet, over all apps.
+    pub(crate) in_flight: &'a mut usize,
+    /// Messages of this node to itself, handled within the step.
+    pub(crate) local: &'a mut VecDeque<Message>,
+}
+
+impl Turn<'_> {
+    pub(crate) fn me(&self) -> &str {
+        &self.config.node
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.out.push(Output::Event(event));
+    }
+
+    /// Carries a message, to this node itself at once.
+    pub(crate) fn send(&mut self, to: &str, message: Message) {
+        if to == self.config.node {
+            self.local.push_back(message);
+            return;
+        }
+        match message.encode() {
+            Ok(bytes) => self.out.push(Output::Send { to: to.to_owned(), bytes }),
+            Err(e) => {
+                self.event(Event::Malformed { from: self.me().to_owned(), error: e.to_string() })
+            }
+        }
+    }
+
+    /// Now plus a time with up to half of it again.
+    pub(crate) fn after(&mut self, ms: u64) -> u64 {
+        self.now_us + self.jitter_us(ms)
+    }
+
+    /// A time of `ms` to 1.5 `ms`, in microseconds.
+    pub(crate) fn jitter_us(&mut self, ms: u64) -> u64 {
+        let us = ms.saturating_mul(1000);
+        us.saturating_add(self.rng.next_u64() % (us / 2 + 1))
+    }
+}
+
+/// `first · 2^(tries-1)`, at most `max`.
+pub(crate) fn backoff_ms(first: u64, max: u64, tries: u32) -> u64 {
+    first.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(max)
+}
