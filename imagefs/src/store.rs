@@ -118,7 +118,7 @@ impl Store {
         }
         for dir in ["ingest", "trash"] {
             for name in disk::names(&root.join(dir))? {
-                disk::remove_tree(&root.join(dir).join(name))?;
+                disk::remove_tree_or_file(&root.join(dir).join(name))?;
             }
         }
         disk::sync_dir(&root.join("blobs"))?;
