@@ -95,7 +95,7 @@ pub enum Input<'a> {
         writer: &'a str,
     },
     /// A spec whose signature was checked by the caller. An older generation than the newest seen is
-    /// ignored.
+    /// ignored; of one generation the last fed counts.
     Spec {
         /// Namespace.
         namespace: &'a str,

@@ -68,6 +68,11 @@ pub(crate) struct Lead {
     /// Failed claims already counted.
     pub(crate) failed: BTreeSet<String>,
     pub(crate) last_failure: String,
+    /// Failures since a pod made after the last of them got ready; when that last one was (wall clock);
+    /// and when the next slot may be updated.
+    pub(crate) failures: u32,
+    pub(crate) failed_ms: u64,
+    pub(crate) renew_at: u64,
     pub(crate) written: Option<RolloutRecord>,
     pub(crate) written_us: u64,
     /// When something is to be done even if nothing happens.

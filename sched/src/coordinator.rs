@@ -101,7 +101,12 @@ pub(crate) fn gather(turn: &Turn<'_>, key: &AppKey, app: &App, lead: &Lead) -> B
                 current: r.template == app.template,
                 ready: r.ready,
                 draining: node.is_some_and(|n| n.draining()),
-                acked_us: if r.node == turn.view.me { Some(turn.now_us) } else { claim.acked_us },
+                acked_us: if r.node == turn.view.me {
+                    Some(turn.now_us)
+                } else {
+                    // A word from before its node's death says nothing about now.
+                    claim.acked_us.filter(|at| node.is_none_or(|n| *at >= n.since_us))
+                },
                 created_ms: r.created_ms,
             });
         }
@@ -134,9 +139,9 @@ impl Turn<'_> {
         }
         let known = |id: &str| self.view.claim(id).is_some();
         lead.stops.retain(|id, _| known(id));
-        lead.asks.retain(|id, _| known(id));
         lead.failed.retain(|id| known(id));
         let now_us = self.now_us;
+        lead.asks.retain(|_, at| *at > now_us);
         lead.avoid.retain(|_, until| *until > now_us);
         match app.wanted().cloned() {
             None => self.wind_down(key, &mut lead),
@@ -233,13 +238,21 @@ impl Turn<'_> {
                     continue;
                 }
                 lead.last_failure = format!("{node}: {reason}");
+                lead.failures += 1;
+                lead.failed_ms = self.wall_ms;
+                let ms =
+                    backoff_ms(self.config.backoff_ms, self.config.backoff_max_ms, lead.failures);
+                lead.renew_at = self.now_us + self.jitter_us(ms);
                 self.back_off(lead, *number);
                 self.flap(lead, node);
                 let (node, reason) = (node.clone(), reason.clone());
                 self.event(Event::Moving { app: key.to_string(), slot: *number, node, reason });
             }
             let memo = lead.slots.entry(*number).or_default();
-            if slot.best().is_some_and(|h| h.ready && h.current) {
+            if let Some(best) = slot.best().filter(|h| h.ready && h.current) {
+                if best.created_ms > lead.failed_ms {
+                    lead.failures = 0;
+                }
                 let since = *memo.ready_since.get_or_insert(self.now_us);
                 if self.now_us > since + STEADY_US {
                     (memo.tries, memo.lost, memo.refused) = (0, 0, 0);
@@ -322,7 +335,7 @@ impl Turn<'_> {
                 if loser.current == best.current {
                     self.event(Event::Duplicate { app: key.to_string(), slot, node });
                 }
-            } else if best.ready && lead.asks.get(&best.id).is_none_or(|at| *at <= self.now_us) {
+            } else if best.ready && !lead.asks.contains_key(&best.id) {
                 let again = self.after(RESEND_MS / 4);
                 lead.asks.insert(best.id.clone(), again);
                 self.send(&best.node.clone(), Message::Ask { claim: best.id.clone() });
@@ -435,6 +448,8 @@ impl Turn<'_> {
                 .keys()
                 .filter(|n| slots.get(n).is_some_and(|s| !s.offered && s.leaving > 0))
                 .count() as u32;
+        // A template that fails on one slot after the other waits as a whole.
+        let renew_at = if lead.failures > 0 { lead.renew_at } else { 0 };
         let ready = |s: &Slot| s.live.iter().any(|h| h.ready);
         let mut available = slots.range(..replicas).filter(|(_, s)| ready(s)).count() as u32;
         for (number, slot) in slots.range(..replicas) {
@@ -442,7 +457,7 @@ impl Turn<'_> {
             if (old.current && !old.draining) || slot.offered {
                 continue;
             }
-            let not_before = lead.slots.get(number).map_or(0, |m| m.not_before);
+            let not_before = lead.slots.get(number).map_or(0, |m| m.not_before).max(renew_at);
             if not_before > self.now_us {
                 lead.wake = lead.wake.min(not_before);
                 continue;

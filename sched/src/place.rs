@@ -35,6 +35,9 @@ pub(crate) enum Reject {
     Avoided,
 }
 
+/// The nodes rejected, by reason.
+pub(crate) type Rejections<'a> = BTreeMap<Reject, Vec<&'a str>>;
+
 /// How an app's pods lie now, kept up to date while offers are made.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
@@ -192,10 +195,10 @@ impl Question<'_> {
     }
 
     /// Sorts all nodes on the roster into those that would take it and the rest by reason.
-    pub(crate) fn filter(&self) -> (Vec<(&str, &Node)>, BTreeMap<Reject, Vec<&str>>) {
+    pub(crate) fn filter(&self) -> (Vec<(&str, &Node)>, Rejections<'_>) {
         let floors = self.floors();
         let mut feasible = Vec::new();
-        let mut rejected: BTreeMap<Reject, Vec<&str>> = BTreeMap::new();
+        let mut rejected = Rejections::new();
         for (name, node) in &self.view.nodes {
             if !node.live() && node.state != Some(MemberState::Dead) {
                 continue;

@@ -17,9 +17,11 @@ use crate::turn::Turn;
 use crate::view::{AppKey, View};
 
 /// Apps remembered. Beyond it new ones are ignored.
-pub const APPS_MAX: usize = 100_000;
+const APPS_MAX: usize = 100_000;
 /// Changes that arrive through the map are looked at together after this, microseconds.
 const COALESCE_US: u64 = 20_000;
+/// Answers that arrive together are looked at together after this, microseconds.
+const COALESCE_ANSWERS_US: u64 = 1_000;
 /// Messages of a node to itself handled within one step; more mean a loop between the two halves.
 const LOCAL_MAX: usize = 10_000;
 /// Records of forgotten nodes deleted in one step; the rest follow.
@@ -555,7 +557,11 @@ impl Sched {
     ) {
         let claims = self.view.claims_of(&key).next().is_some();
         let Some(app) = self.app(&key) else { return };
-        if generation <= app.generation {
+        // Two operators may have written one generation at once: the map has decided between them.
+        let known = generation == app.generation
+            && app.spec == spec
+            && app.stopped == (stopped || spec.is_none());
+        if generation < app.generation || known {
             return;
         }
         let fresh = app.generation == 0 && app.rollout.is_none() && app.term.0 == 0 && !claims;
@@ -572,6 +578,7 @@ impl Sched {
             lead.slots.clear();
             lead.flaps.clear();
             lead.last_failure.clear();
+            lead.failures = 0;
             app.lead = Some(lead);
         }
         self.admit.obey(&mut turn, &key, app);
@@ -653,7 +660,13 @@ impl Sched {
             Message::Accept { offer, claim, body, free: _ } => {
                 let Some(record) = own_word(from, &body) else { return };
                 let key = AppKey::of(&record);
-                self.claim_news(now_us, &claim, record.clone(), Some(now_us), now_us);
+                self.claim_news(
+                    now_us,
+                    &claim,
+                    record.clone(),
+                    Some(now_us),
+                    now_us + COALESCE_ANSWERS_US,
+                );
                 let mut turn = turn!(self, now_us, wall_ms, rng, out);
                 if let Some(app) = self.apps.get_mut(&key) {
                     turn.accepted(&key, app, offer, &record);
@@ -664,12 +677,12 @@ impl Sched {
                 let mut turn = turn!(self, now_us, wall_ms, rng, out);
                 if let Some(app) = self.apps.get_mut(&key) {
                     turn.refused(&key, app, from, offer, &reason, free);
-                    self.mark(&key, now_us);
+                    self.mark(&key, now_us + COALESCE_ANSWERS_US);
                 }
             }
             Message::Status { claim, body } => {
                 let Some(record) = own_word(from, &body) else { return };
-                self.claim_news(now_us, &claim, record, Some(now_us), now_us);
+                self.claim_news(now_us, &claim, record, Some(now_us), now_us + COALESCE_ANSWERS_US);
             }
             Message::Gone { claim } => {
                 let its = self.view.claim(&claim).is_some_and(|c| c.record.node == from);

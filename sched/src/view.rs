@@ -73,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) state: Option<MemberState>,
     /// When it died, as seen here.
     pub(crate) died_us: u64,
+    /// Since when it is live, as seen here.
+    pub(crate) since_us: u64,
     pub(crate) record: Option<NodeRecord>,
     /// Held by its claims.
     pub(crate) used: Amounts,
@@ -170,6 +172,9 @@ impl View {
         node.state = Some(state);
         if was_live && !node.live() {
             node.died_us = now_us;
+        }
+        if node.live() && !was_live {
+            node.since_us = now_us;
         }
         let (live, known) = (node.live(), node.on_roster());
         self.live = self.live + usize::from(live) - usize::from(was_live);

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::app::App;
-use crate::place::{Question, Reject, Tally};
+use crate::place::{Question, Reject, Rejections, Tally};
 use crate::record::ClaimState;
 use crate::sched::Sched;
 use crate::spec::units::{show_cpu, show_size};
@@ -259,7 +259,7 @@ impl Sched {
     }
 
     /// The one change that would place it on the most nodes.
-    fn fix(&self, question: &Question<'_>, rejected: &BTreeMap<Reject, Vec<&str>>) -> String {
+    fn fix(&self, question: &Question<'_>, rejected: &Rejections<'_>) -> String {
         let spec = question.spec;
         let mut best = (0, String::new());
         let mut attempt = |changed: &Spec, text: String| {

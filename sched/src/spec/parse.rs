@@ -114,7 +114,7 @@ fn whole(cx: &mut Cx<'_>, root: &DeTable<'_>) -> Option<Spec> {
     }
     let labels = top.map(cx, "labels", |cx, key, value| {
         let text = value.get_ref().as_str();
-        if !label(key) || !text.is_some_and(|t| label(t)) {
+        if !label(key) || !text.is_some_and(label) {
             cx.error(
                 value.span(),
                 format!("label `{key}` wants a string of letters, digits, `-_./`"),

@@ -14,6 +14,9 @@ pub(crate) const MS: u64 = 1_000;
 pub(crate) const S: u64 = 1_000_000;
 const WALL_MS: u64 = 1_800_000_000_000;
 
+/// Generation, spec, stopped.
+type Submitted = (u64, Option<Arc<Spec>>, bool);
+
 #[derive(Clone, Debug)]
 enum Ev {
     Message { from: String, bytes: Vec<u8> },
@@ -37,7 +40,7 @@ pub(crate) struct Flock {
     queue: BTreeMap<(u64, u64), (String, Ev)>,
     next: u64,
     map: BTreeMap<String, (Vec<u8>, String)>,
-    specs: BTreeMap<(String, String), (u64, Option<Arc<Spec>>, bool)>,
+    specs: BTreeMap<(String, String), Submitted>,
     /// Starts emitted so far: `(time, node, pod)`.
     pub(crate) starts: Vec<(u64, String, String)>,
     /// Images of which every start fails.
@@ -97,7 +100,12 @@ impl Flock {
     }
 
     /// A node starts with an empty disk (or finds these pods still running) and joins.
-    pub(crate) fn boot(&mut self, name: &str, record: NodeRecord, adopted: &[(String, ClaimRecord)]) {
+    pub(crate) fn boot(
+        &mut self,
+        name: &str,
+        record: NodeRecord,
+        adopted: &[(String, ClaimRecord)],
+    ) {
         let sched = Sched::new(Config::new(name), self.now);
         let node = Node { sched, up: true, pods: BTreeMap::new(), record: record.clone() };
         self.nodes.insert(name.into(), node);
@@ -239,6 +247,9 @@ impl Flock {
             let event = self.queue.keys().next().copied();
             let at = event.map(|e| e.0).into_iter().chain(timer.as_ref().map(|t| t.0)).min();
             let Some(at) = at.filter(|at| *at <= end) else { break };
+            if at > self.now {
+                self.check();
+            }
             self.now = self.now.max(at);
             if let Some(key) = event.filter(|e| e.0 <= at) {
                 let (to, ev) = self.queue.remove(&key).unwrap();
@@ -248,8 +259,8 @@ impl Flock {
             } else if let Some((_, name)) = timer {
                 self.step(&name, Input::Timer);
             }
-            self.check();
         }
+        self.check();
         self.now = end;
     }
 

@@ -1,5 +1,7 @@
 //! Whole flocks on virtual time: placement, death, heal, scale, stop, update, drain, daemons, `why`.
 
+#![allow(clippy::unwrap_used)] // All of it is tests, its harness too.
+
 mod harness;
 
 use harness::{Flock, MS, S, app, labels};
@@ -223,7 +225,7 @@ fn a_drain_moves_everything_and_back_nothing() {
     f.run(5 * S);
     f.whole("hello", 6);
     assert!(!f.on("hello").contains_key("n1"));
-    assert_eq!(f.watch_ready.take().unwrap().1, 6, "moved by surge");
+    assert!(f.watch_ready.take().unwrap().1 >= 5, "within the budget");
     let before = f.starts.len();
     f.drain("n1", false);
     f.run(5 * S);
@@ -422,7 +424,7 @@ fn damaged_bytes_change_nothing() {
 #[test]
 fn large_flocks_place_quickly_and_evenly() {
     let mut f = Flock::new(40, 8);
-    assert!(40 > SMALL_FLOCK);
+    const { assert!(40 > SMALL_FLOCK) };
     f.submit(&app("web", "replicas = 200", ""), false);
     f.run(3 * S);
     f.whole("web", 200);
