@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::io::Errno;
 
@@ -284,16 +285,57 @@ pub(crate) fn block_signals(all: bool) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) };
 }
 
-/// Waits for any blocked signal, at most `timeout_ms` when given. *child*
-pub(crate) fn wait_signal(timeout_ms: Option<u64>) -> Option<i32> {
+/// Blocks SIGTERM and gives a descriptor that is readable when it came.
+pub(crate) fn terminate_fd() -> Result<OwnedFd> {
+    let mut set = signal_set(false);
+    // SAFETY: the set is initialised; signalfd gives a new descriptor that nobody else knows.
+    unsafe {
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())?;
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        let fd = check(libc::signalfd(-1, &raw const set, flags).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Write end of the pipe that [`signal_pipe`] made.
+static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn note_signal(signal: c_int) {
+    let byte = signal as u8;
+    // SAFETY: write is async-signal-safe; errno is put back for whoever was interrupted. A full pipe loses what it
+    // holds many times already.
+    unsafe {
+        let errno = *libc::__errno_location();
+        libc::write(SIGNAL_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1);
+        *libc::__errno_location() = errno;
+    }
+}
+
+/// A pipe that gets a byte for each of these signals. Handlers instead of a blocked mask, because those end at
+/// `execve` while a mask would be inherited by every child. Once per process: the write end stays open.
+pub(crate) fn signal_pipe(signals: &[c_int]) -> Result<OwnedFd> {
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use std::os::fd::IntoRawFd as _;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    SIGNAL_PIPE.store(write.into_raw_fd(), Ordering::Relaxed);
+    for signal in signals {
+        // SAFETY: all zeroes is a valid sigaction; the handler does only what a handler may.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = note_signal as *const () as usize;
+            action.sa_flags = libc::SA_RESTART;
+            check(libc::sigaction(*signal, &raw const action, std::ptr::null_mut()).into())?;
+        }
+    }
+    Ok(read)
+}
+
+/// Waits for any blocked signal. *child*
+pub(crate) fn wait_signal() -> Option<i32> {
     let set = signal_set(true);
-    let timeout = timeout_ms.map(|ms| libc::timespec {
-        tv_sec: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
-        tv_nsec: (ms % 1000 * 1_000_000) as c_long,
-    });
-    let timeout_ptr = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: all pointers are valid or null.
-    let signal = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), timeout_ptr) };
+    // SAFETY: both pointers are valid or null.
+    let signal = unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) };
     (signal > 0).then_some(signal)
 }
 
@@ -417,12 +459,6 @@ impl Sleeper {
         // SAFETY: its only user has ended.
         unsafe { libc::munmap(self.stack, SLEEPER_STACK_BYTES) };
     }
-}
-
-/// Orders the kernel to do what `reboot(2)` does with this command.
-pub(crate) fn reboot(command: c_int) -> Result<()> {
-    // SAFETY: takes numbers only.
-    check(unsafe { libc::reboot(command) }.into()).map(drop)
 }
 
 /// One write of a few bytes; what cannot be written is lost. *child*

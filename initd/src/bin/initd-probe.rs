@@ -8,6 +8,16 @@ fn main() {
     let word = |i: usize| args.get(i).map_or("", String::as_str);
     let code = match word(1) {
         "shim" => initd::shim::main(),
+        "init" => {
+            let agent = args.get(2..).unwrap_or_default().iter().map(Into::into).collect();
+            let mode = initd::init::Mode::Namespace;
+            initd::init::main(&initd::init::Config { mode, agent, grace_ms: 2000 })
+        }
+        "stub-agent" => stub_agent(word(2), std::path::Path::new(word(3))),
+        "stub-workload" => {
+            std::thread::sleep(std::time::Duration::from_secs(600));
+            0
+        }
         "true" => 0,
         "exit" => word(2).parse().unwrap_or(255),
         "echo" => {
@@ -77,14 +87,7 @@ fn main() {
                 let _ = spawned.and_then(|mut c| c.wait());
             }
             std::thread::sleep(std::time::Duration::from_millis(300));
-            let zombies = std::fs::read_dir("/proc")
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok())
-                .filter(|s| s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('Z')))
-                .count();
-            println!("zombies={zombies}");
+            println!("zombies={}", zombies());
             0
         }
         "spawn-sleep" => {
@@ -99,6 +102,41 @@ fn main() {
     };
     let _ = std::io::stdout().flush();
     std::process::exit(code);
+}
+
+/// Stands for an agent under PID 1: notes that it ran, starts a workload once, leaves an orphan, and falls or stays.
+fn stub_agent(mode: &str, dir: &std::path::Path) -> i32 {
+    let me = std::env::current_exe().unwrap_or_default();
+    let note = |file: &str, line: &str| {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(dir.join(file));
+        let _ = file.and_then(|mut f| writeln!(f, "{line}"));
+    };
+    if !dir.join("workload").exists() {
+        let child = std::process::Command::new(&me).arg("stub-workload").arg(dir).spawn();
+        note("workload", &child.map(|c| c.id()).unwrap_or_default().to_string());
+    }
+    note("agents", &format!("pid={} zombies={}", std::process::id(), zombies()));
+    if mode == "stays" {
+        // SIGTERM ends it; the shell says so.
+        let script = "trap 'echo agent >>\"$0/ended\"; exit 0' TERM; echo up >\"$0/up\"; while :; do sleep 1 & wait; done";
+        let e = std::os::unix::process::CommandExt::exec(
+            std::process::Command::new("sh").args(["-c", script]).arg(dir),
+        );
+        eprintln!("sh: {e}");
+        return 1;
+    }
+    let _ = std::process::Command::new(&me).args(["spawn-sleep", "1"]).spawn();
+    1
+}
+
+fn zombies() -> usize {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok())
+        .filter(|s| s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('Z')))
+        .count()
 }
 
 /// Serves 200 (or the status in the file) on a port until it is killed.

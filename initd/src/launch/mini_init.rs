@@ -11,7 +11,7 @@ use crate::sys;
 pub(super) fn run(program: u32, report: RawFd) -> ! {
     // Signals are blocked already: what came before this line is pending.
     loop {
-        let Some(signal) = sys::wait_signal(None) else { continue };
+        let Some(signal) = sys::wait_signal() else { continue };
         if signal != libc::SIGCHLD {
             let _ = sys::kill(program as i32, signal);
             continue;

@@ -21,7 +21,9 @@ const BACKLOG: i32 = 8;
 /// Everything that a shim does once.
 pub(super) fn shim() -> Result<Shell> {
     sys::set_undumpable().map_err(|e| Error::sys("prctl", "dumpable", e))?;
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGUSR1] {
+    // The agent's mask is none of ours.
+    sys::block_signals(false);
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1] {
         sys::set_signal(signal, true);
     }
     // What containers expect, and what is made in their root file systems.
@@ -72,7 +74,8 @@ fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
     let (netns_fd, tun_fd, userns_fd) = (next(netns)?, next(tun)?, next(userns.is_some())?);
     let spec = PodSpec::decode(&read_spec(&spec_fd)?)?;
     let dir = open_dir(&spec.dir)?;
-    let held = Held { dir, netns: netns_fd, tun: tun_fd, userns: userns_fd.zip(userns) };
+    let terminate = sys::terminate_fd().map_err(|e| Error::sys("signalfd", "SIGTERM", e))?;
+    let held = Held { terminate, dir, netns: netns_fd, tun: tun_fd, userns: userns_fd.zip(userns) };
     Ok((spec, held))
 }
 

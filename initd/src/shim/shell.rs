@@ -31,6 +31,8 @@ const LINGER_US: u64 = 30_000_000;
 
 /// What the pod was given, and what the shim keeps open for it.
 pub(super) struct Held {
+    /// SIGTERM, which means: stop the pod and end. A node that is shut down sends it to all.
+    pub(super) terminate: OwnedFd,
     pub(super) dir: OwnedFd,
     pub(super) netns: Option<OwnedFd>,
     pub(super) tun: Option<OwnedFd>,
@@ -94,11 +96,14 @@ pub(super) struct Shell {
     conditions: Vec<Condition>,
     epoch: Instant,
     stopped_at_us: Option<u64>,
+    /// By SIGTERM: nobody needs to say `quit`.
+    terminated: bool,
     pub(super) quit: bool,
 }
 
 #[derive(Clone, Copy)]
 enum Token {
+    Terminate,
     Listener,
     Client(usize),
     Errors(usize),
@@ -153,6 +158,7 @@ impl Shell {
             conditions,
             epoch: Instant::now(),
             stopped_at_us: None,
+            terminated: false,
             quit: false,
         })
     }
@@ -185,7 +191,7 @@ impl Shell {
         let mut out = Vec::new();
         while let Some(input) = inputs.pop_front() {
             self.supervisor.step(self.now_us(), input, &mut out);
-            for output in out.drain(..).collect::<Vec<_>>() {
+            for output in std::mem::take(&mut out) {
                 if let Some(next) = self.perform(output) {
                     inputs.push_back(next);
                 }
@@ -240,6 +246,7 @@ impl Shell {
                 self.stopped_at_us = Some(self.now_us());
                 self.save_status();
                 self.tell(&Reply::Stopped);
+                self.quit |= self.terminated;
             }
         }
         None
@@ -447,6 +454,7 @@ impl Shell {
     fn watched(&self) -> (Vec<Token>, Vec<PollFd<'_>>) {
         let mut watched = Watched::default();
         let mut add = |token, fd, events| watched.add(token, fd, events);
+        add(Token::Terminate, self.held.terminate.as_fd(), PollFlags::IN);
         add(Token::Listener, self.listener.as_fd(), PollFlags::IN);
         for (i, c) in self.clients.iter().enumerate() {
             add(Token::Client(i), c.socket.as_fd(), c.events());
@@ -478,6 +486,7 @@ impl Shell {
 
     fn handle(&mut self, token: Token, events: PollFlags) {
         match token {
+            Token::Terminate => self.terminate(),
             Token::Listener => {
                 if let Some(client) = accept(&self.listener, self.next_client, self.clients.len()) {
                     self.next_client += 1;
@@ -492,6 +501,14 @@ impl Shell {
             Token::JoinedEnded(k) => self.joined_ended(k),
             Token::Check(k) => self.check_ready(k),
         }
+    }
+
+    fn terminate(&mut self) {
+        let mut info = [0u8; 128];
+        let _ = rustix::io::read(&self.held.terminate, &mut info);
+        self.terminated = true;
+        self.quit |= self.stopped();
+        self.feed(Input::Stop { grace_ms: None });
     }
 
     /// Forgets what ended during the last round; indices of tokens are valid within one.
