@@ -10,6 +10,9 @@ use std::{
 /// The helper's place in a guest.
 pub const GUEST: &str = "usr/lib/quelea-guest";
 
+/// The example workload's place in a guest, in a directory of its own: the root of an image.
+pub const HELLO: &str = "usr/lib/quelea-hello/hello";
+
 /// What to run.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -17,6 +20,8 @@ pub struct Options {
     pub quelead: Option<PathBuf>,
     /// The operator's binary; built when absent.
     pub quelea: Option<PathBuf>,
+    /// The example workload; built when absent.
+    pub hello: Option<PathBuf>,
     /// Cargo profile for what is built.
     pub profile: Option<String>,
     /// Where kernels are kept.
@@ -25,6 +30,8 @@ pub struct Options {
     pub seed: u64,
     /// Keep every test's directory.
     pub keep: bool,
+    /// The helper is PID 1 in place of quelead, and keeps its agent running.
+    pub stand_in: bool,
 }
 
 /// Shared by the tests of a run.
@@ -94,7 +101,14 @@ impl Env {
                         source: quelea.clone(),
                     });
                 }
-                Some(Initramfs::build(Set::Qemu, &kernel, quelead, &extra)?.archive.to_bytes())
+                if let Ok(hello) = find(&options.hello, "hello", "hello") {
+                    extra.push(Extra { path: HELLO.into(), mode: 0o755, source: hello });
+                }
+                let mut image = Initramfs::build(Set::Qemu, &kernel, quelead, &extra)?;
+                if options.stand_in {
+                    image.archive.symlink("init", &format!("/{GUEST}"))?;
+                }
+                Some(image.archive.to_bytes())
             }
             Err(why) => {
                 node_missing = format!("no quelead: {why:#}");

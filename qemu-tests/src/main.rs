@@ -17,6 +17,8 @@ usage: qemu-tests [NAME...] [--smoke] [--list] [options]
   --list          say what there is
   --quelead FILE  the node binary (default: cargo build --release -p agent)
   --quelea FILE   the operator's binary (default: cargo build --release -p tools)
+  --hello FILE    the example workload (default: cargo build --release -p hello)
+  --stand-in      the test helper is PID 1 and keeps quelead's agent running
   --profile NAME  cargo profile of what is built (default release)
   --cache DIR     where kernel packages are kept (default: beside cargo's output)
   --seed N        seed of the fabric's losses
@@ -57,6 +59,8 @@ fn parse() -> Result<Option<Asked>> {
             Long("keep") => asked.options.keep = true,
             Long("quelead") => asked.options.quelead = Some(parser.value()?.into()),
             Long("quelea") => asked.options.quelea = Some(parser.value()?.into()),
+            Long("hello") => asked.options.hello = Some(parser.value()?.into()),
+            Long("stand-in") => asked.options.stand_in = true,
             Long("profile") => asked.options.profile = Some(parser.value()?.string()?),
             Long("cache") => asked.options.cache = Some(parser.value()?.into()),
             Long("seed") => asked.options.seed = parser.value()?.parse()?,

@@ -2,7 +2,9 @@
 //!
 //! - as PID 1 (`rdinit=/usr/lib/quelea-guest`): starts itself as `ctl`, then becomes the real `/init`.
 //! - `ctl`: answers the host on the virtio serial port named `ctl`.
-//! - as `/init` itself, where a test wants the machine half alone: boots it and reaps, without an agent.
+//! - as `/init` itself, where a test wants the machine half alone: boots it and reaps; where there are a quelead and
+//!   a node configuration it keeps the agent running.
+//! - `eat MIB`, `fork N`, `spin`: what a badly behaved workload does, for tests of limits.
 
 #[path = "../wire.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -35,6 +37,12 @@ fn main() -> ExitCode {
     match (name, args.get(1).and_then(|a| a.to_str()), std::process::id()) {
         (Some("init"), _, 1) => bare(),
         (_, Some("ctl"), _) => ctl(),
+        (_, Some("copy"), _) => copy(args.get(2)),
+        (_, Some("eat"), _) => eat(number(args.get(2))),
+        (_, Some("fork"), _) => fork(number(args.get(2))),
+        (_, Some("spin"), _) => loop {
+            std::hint::black_box(number(None));
+        },
         (_, _, 1) => front(),
         _ => ExitCode::FAILURE,
     }
@@ -53,14 +61,72 @@ fn front() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The machine half without an agent. PID 1 must not end.
+/// Puts itself as `tool` into a new directory: the root of an image.
+fn copy(dir: Option<&OsString>) -> ExitCode {
+    let Some(dir) = dir.map(Path::new) else { return ExitCode::FAILURE };
+    let done = std::fs::create_dir_all(dir).and_then(|()| std::fs::copy(SELF, dir.join("tool")));
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn number(arg: Option<&OsString>) -> usize {
+    arg.and_then(|a| a.to_str()?.parse().ok()).unwrap_or(0)
+}
+
+/// Takes memory and keeps it.
+fn eat(mib: usize) -> ExitCode {
+    let mut kept = Vec::new();
+    for n in 0..mib {
+        kept.push(vec![1u8; 1 << 20]);
+        println!("ate {} MiB", n + 1);
+    }
+    std::thread::sleep(Duration::from_secs(3600));
+    drop(kept);
+    ExitCode::SUCCESS
+}
+
+/// Starts children that stay; says how many it got.
+fn fork(wanted: usize) -> ExitCode {
+    let mut kept = Vec::new();
+    for _ in 0..wanted {
+        match Command::new("/proc/self/exe").arg("eat").arg("0").stdout(Stdio::null()).spawn() {
+            Ok(child) => kept.push(child),
+            Err(why) => {
+                println!("forked {} of {wanted}: {why}", kept.len());
+                break;
+            }
+        }
+    }
+    println!("forked {}", kept.len());
+    std::thread::sleep(Duration::from_secs(3600));
+    ExitCode::SUCCESS
+}
+
+/// The agent, where there is one to run; its pid.
+fn start_agent() -> Option<u32> {
+    let quelead = Path::new("/usr/bin/quelead");
+    if !Path::new(machine::NODE_CONFIG).exists() || !quelead.exists() {
+        return None;
+    }
+    let config = ["agent", "--config", machine::NODE_CONFIG];
+    Command::new(quelead).args(config).spawn().map(|child| child.id()).ok()
+}
+
+/// The machine half without `initd::init`. PID 1 must not end.
 fn bare() -> ExitCode {
     let mut booted = machine::boot();
     eprintln!("quelea-guest: ready phase={}", booted.machine.phase().name());
+    let mut agent = start_agent();
     loop {
         match waitpid(None, WaitOptions::NOHANG) {
-            Ok(Some((pid, _))) => {
-                let _ = booted.reaped(pid.as_raw_nonzero().get());
+            Ok(Some((pid, status))) => {
+                let pid = pid.as_raw_nonzero().get();
+                if agent.is_some_and(|own| u32::try_from(pid) == Ok(own)) {
+                    eprintln!("quelea-guest: agent ended: {status:?}");
+                    std::thread::sleep(Duration::from_secs(1));
+                    agent = start_agent();
+                } else {
+                    let _ = booted.reaped(pid);
+                }
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
         }

@@ -1,27 +1,11 @@
 //! One machine: from power to network, and off.
 
-use super::Outcome;
-use crate::{
-    Cluster, Env,
-    fabric::Mood,
-    figures::Figure,
-    pace,
-    vm::{Vm, remove_dir},
-};
+use super::{Outcome, passed};
+use crate::{Cluster, Env, fabric::Mood, figures::Figure, pace, vm::Vm};
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
 const SECONDS_20: Duration = Duration::from_secs(20);
-
-/// Removes the directory of a test that passed.
-fn passed(env: &Env, cluster: Cluster, figures: Vec<Figure>) -> Outcome {
-    let dir = cluster.dir.clone();
-    drop(cluster);
-    if !env.keep {
-        remove_dir(&dir);
-    }
-    Outcome::Passed(figures)
-}
 
 /// From the serial line of one VM.
 fn first_line(vm: &mut Vm) -> Result<Duration> {

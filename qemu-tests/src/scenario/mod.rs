@@ -1,8 +1,9 @@
 //! The scenarios, by name.
 
 mod boot;
+mod flock;
 
-use crate::{Env, figures::Figure};
+use crate::{Cluster, Env, figures::Figure, vm::remove_dir};
 use anyhow::Result;
 
 /// How a scenario ended.
@@ -59,4 +60,50 @@ pub const ALL: &[Scenario] = &[
         smoke: false,
         run: boot::wrong_clock,
     },
+    Scenario {
+        name: "mesh_forms_3",
+        about: "three machines, one view, from power on",
+        smoke: true,
+        run: flock::mesh_forms_3,
+    },
+    Scenario {
+        name: "mesh_forms_5",
+        about: "five machines, one view, from power on",
+        smoke: false,
+        run: flock::mesh_forms_5,
+    },
+    Scenario {
+        name: "partition_minority_heals",
+        about: "one of three machines is cut off, is seen dead by the others, and is back after the heal",
+        smoke: false,
+        run: flock::partition_minority_heals,
+    },
+    Scenario {
+        name: "asymmetric_link_no_flap",
+        about: "two machines hear each other through the third only: nobody is declared dead",
+        smoke: false,
+        run: flock::asymmetric_link_no_flap,
+    },
+    Scenario {
+        name: "runs_app_with_real_limits",
+        about: "an app runs; memory, CPU and process limits of cgroup v2 hold inside it",
+        smoke: true,
+        run: flock::runs_app_with_real_limits,
+    },
+    Scenario {
+        name: "kill9_reschedules_and_rejoins",
+        about: "a machine loses power: its replicas start elsewhere; it comes back and joins",
+        smoke: true,
+        run: flock::kill9_reschedules_and_rejoins,
+    },
 ];
+
+/// Removes the directory of a test that passed.
+fn passed(env: &Env, cluster: Cluster, figures: Vec<Figure>) -> Outcome {
+    let dir = cluster.dir.clone();
+    drop(cluster);
+    if !env.keep {
+        remove_dir(&dir);
+    }
+    Outcome::Passed(figures)
+}
