@@ -242,15 +242,30 @@ pub struct Joined {
     pub len: usize,
 }
 
+/// What became of a packet given to [`Rebuild::push`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is part of the large packet under construction.
+    Taken,
+    /// It may begin one, but another must be finished first.
+    NotNow,
+    /// It cannot be part of any; finish the open one before it, to keep the order.
+    Never,
+}
+
+/// Joins packets of one receive call.
+pub struct Rebuild {
+    joined: Joined,
+    state: Option<Open>,
+}
+
+/// What the next segment of the open packet must look like.
 struct Open {
-    to: End,
     meta: Meta,
     layout: Layout,
     ipv4: bool,
-    head: FixedVec<u8, HEADERS_MAX_BYTES>,
     /// The head with all that may differ between segments zeroed.
     pattern: FixedVec<u8, HEADERS_MAX_BYTES>,
-    payloads: FixedVec<Range<usize>, JOINED_MAX>,
     segment_size: usize,
     payload_len: usize,
     next_sequence: u32,
@@ -260,44 +275,96 @@ struct Open {
     closed: bool,
 }
 
-/// Joins packets of one receive call.
-#[derive(Default)]
-pub struct Rebuild {
-    open: Option<Open>,
+impl Default for Rebuild {
+    fn default() -> Self {
+        let joined = Joined {
+            to: End::Host,
+            header: VnetHdr::default(),
+            head: FixedVec::new(),
+            payloads: FixedVec::new(),
+            len: 0,
+        };
+        Self { joined, state: None }
+    }
 }
 
 impl Rebuild {
-    /// Takes a packet with an open checksum that lies at `at` in the receive buffer. `Ok(None)`: it was taken. `Ok(Some(_))`: it was taken, and
-    /// this one before it is complete. `Err(_)`: it cannot be part of a large packet; what was open before it comes along.
-    pub fn push(
-        &mut self,
-        to: End,
-        meta: Meta,
-        inner: &Inner,
-        packet: &[u8],
-        at: usize,
-    ) -> Result<Option<Joined>, Option<Joined>> {
+    /// Takes a packet with an open checksum that lies at `at` in the receive buffer.
+    pub fn push(&mut self, to: End, meta: Meta, inner: &Inner, packet: &[u8], at: usize) -> Pushed {
         let Some(layout) = Layout::of(inner, packet).filter(|l| joinable(l, meta, packet)) else {
-            return Err(self.take());
+            return Pushed::Never;
         };
-        if let Some(open) = &mut self.open
-            && open.extend(to, meta, &layout, packet, at)
-        {
-            return Ok(None);
-        }
-        let done = self.take();
-        match Open::begin(to, meta, inner, layout, packet, at) {
+        let payload = at + layout.headers..at + packet.len();
+        let taken = match &mut self.state {
             Some(open) => {
-                self.open = Some(open);
-                Ok(done)
+                let same_way = self.joined.to == to && !self.joined.payloads.is_full();
+                if !same_way || !open.extend(meta, &layout, packet) {
+                    return Pushed::NotNow;
+                }
+                Some(())
             }
-            None => Err(done),
+            None => self.begin(to, meta, inner, layout, packet),
+        };
+        match taken {
+            // There is room: a new packet has none yet, and a full one was sorted out above.
+            Some(()) if self.joined.payloads.push(payload).is_ok() => Pushed::Taken,
+            _ => Pushed::Never,
         }
     }
 
     /// Ends what is open.
-    pub fn take(&mut self) -> Option<Joined> {
-        self.open.take()?.finish()
+    pub fn finish(&mut self) -> Option<&Joined> {
+        let open = self.state.take()?;
+        let Open { layout, ipv4, .. } = open;
+        let joined = &mut self.joined;
+        if layout.part == Part::Tcp {
+            *joined.head.get_mut(layout.transport + 13)? |= open.last_flags & (TCP_FIN | TCP_PSH);
+        }
+        finish_headers(&mut joined.head, &layout, ipv4, open.payload_len, 0)?;
+        let large = joined.payloads.len() > 1;
+        // Lengths of headers and of one payload are below 64 KiB.
+        joined.header = VnetHdr {
+            needs_checksum: true,
+            gso_type: if large { layout.gso_type(ipv4) } else { GSO_NONE },
+            header_len: layout.headers as u16,
+            gso_size: if large { open.segment_size as u16 } else { 0 },
+            checksum_start: layout.transport as u16,
+            checksum_offset: layout.checksum_offset() as u16,
+        };
+        joined.len = joined.head.len() + open.payload_len;
+        Some(joined)
+    }
+
+    fn begin(
+        &mut self,
+        to: End,
+        meta: Meta,
+        inner: &Inner,
+        layout: Layout,
+        packet: &[u8],
+    ) -> Option<()> {
+        let head = packet.get(..layout.headers)?;
+        let payload_len = packet.len() - layout.headers;
+        let (sequence, flags) = match layout.part {
+            Part::Tcp => tcp_fields(&layout, packet)?,
+            _ => (0, 0),
+        };
+        self.joined.to = to;
+        self.joined.head = FixedVec::from_slice(head).ok()?;
+        self.joined.payloads.clear();
+        self.state = Some(Open {
+            meta,
+            layout,
+            ipv4: inner.is_ipv4(),
+            pattern: pattern(&layout, inner.is_ipv4(), head)?,
+            segment_size: payload_len,
+            payload_len,
+            next_sequence: sequence.wrapping_add(payload_len as u32),
+            next_index: meta.index.wrapping_add(1),
+            last_flags: flags,
+            closed: flags & (TCP_FIN | TCP_PSH) != 0,
+        });
+        Some(())
     }
 }
 
@@ -345,55 +412,17 @@ fn tcp_fields(layout: &Layout, packet: &[u8]) -> Option<(u32, u8)> {
 }
 
 impl Open {
-    fn begin(
-        to: End,
-        meta: Meta,
-        inner: &Inner,
-        layout: Layout,
-        packet: &[u8],
-        at: usize,
-    ) -> Option<Self> {
-        let head = packet.get(..layout.headers)?;
-        let payload_len = packet.len() - layout.headers;
-        let (sequence, flags) = match layout.part {
-            Part::Tcp => tcp_fields(&layout, packet)?,
-            _ => (0, 0),
-        };
-        let mut payloads = FixedVec::new();
-        payloads.push(at + layout.headers..at + packet.len()).ok()?;
-        Some(Self {
-            to,
-            meta,
-            layout,
-            ipv4: inner.is_ipv4(),
-            head: FixedVec::from_slice(head).ok()?,
-            pattern: pattern(&layout, inner.is_ipv4(), head)?,
-            payloads,
-            segment_size: payload_len,
-            payload_len,
-            next_sequence: sequence.wrapping_add(payload_len as u32),
-            next_index: meta.index.wrapping_add(1),
-            last_flags: flags,
-            closed: flags & (TCP_FIN | TCP_PSH) != 0,
-        })
-    }
-
-    fn extend(&mut self, to: End, meta: Meta, layout: &Layout, packet: &[u8], at: usize) -> bool {
+    /// Whether the packet continues this one; counts it if so.
+    fn extend(&mut self, meta: Meta, layout: &Layout, packet: &[u8]) -> bool {
         let payload = packet.len() - layout.headers;
-        let follows = match meta.part {
-            Part::Whole => self.meta.part == Part::Whole,
-            _ => {
-                self.meta.part == meta.part
-                    && self.meta.frame == meta.frame
-                    && self.next_index == meta.index
-            }
-        };
+        let follows = self.meta.part == meta.part
+            && (meta.part == Part::Whole
+                || (self.meta.frame == meta.frame && self.next_index == meta.index));
         if self.closed
             || !follows
-            || self.to != to
             || self.layout != *layout
             || payload > self.segment_size
-            || self.head.len() + self.payload_len + payload > PACKET_MAX_BYTES
+            || layout.headers + self.payload_len + payload > PACKET_MAX_BYTES
         {
             return false;
         }
@@ -409,7 +438,6 @@ impl Open {
         if sequence != self.next_sequence
             || ipv4 != self.ipv4
             || pattern(layout, ipv4, head).as_ref() != Some(&self.pattern)
-            || self.payloads.push(at + layout.headers..at + packet.len()).is_err()
         {
             return false;
         }
@@ -421,25 +449,6 @@ impl Open {
         self.last_flags = flags;
         self.closed = payload < self.segment_size || flags & (TCP_FIN | TCP_PSH) != 0;
         true
-    }
-
-    fn finish(mut self) -> Option<Joined> {
-        let layout = self.layout;
-        if layout.part == Part::Tcp {
-            *self.head.get_mut(layout.transport + 13)? |= self.last_flags & (TCP_FIN | TCP_PSH);
-        }
-        finish_headers(&mut self.head, &layout, self.ipv4, self.payload_len, 0)?;
-        let large = self.payloads.len() > 1;
-        let header = VnetHdr {
-            needs_checksum: true,
-            gso_type: if large { layout.gso_type(self.ipv4) } else { GSO_NONE },
-            header_len: layout.headers as u16,
-            gso_size: if large { self.segment_size as u16 } else { 0 },
-            checksum_start: layout.transport as u16,
-            checksum_offset: layout.checksum_offset() as u16,
-        };
-        let len = self.head.len() + self.payload_len;
-        Some(Joined { to: self.to, header, head: self.head, payloads: self.payloads, len })
     }
 }
 

@@ -24,12 +24,15 @@ use crate::wire::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Kind, META_LEN, Me
 
 mod handshake;
 mod replay;
+mod tables;
 mod transport;
 
 use handshake::{
     CookieJar, CookieValue, INITIATION_LEN, Initiated, Local, Mac, MacKeys, RESPONSE_LEN, Stamp,
 };
 pub use replay::{ReplayWindow, WINDOW_PACKETS};
+pub(crate) use tables::Bucket;
+use tables::Indexes;
 pub use transport::Cipher;
 use transport::{Agreed, Fault, Session};
 
@@ -761,76 +764,6 @@ fn usable(session: &Session, now_us: u64) -> bool {
 fn wants_rekey(session: &Session, now_us: u64) -> bool {
     let after_us = if session.initiator { REKEY_AFTER_US } else { REKEY_AFTER_RESPONDER_US };
     now_us >= session.created_us + after_us || session.sent() >= REKEY_AFTER_PACKETS
-}
-
-/// Session indexes: the low 16 bits are a place in the table, the high ones are random, so that a stranger hits one by chance of 1 in 65,536.
-#[derive(Default)]
-struct Indexes {
-    slots: Vec<Option<(u32, PeerId)>>,
-    free: Vec<u16>,
-}
-
-impl Indexes {
-    fn allocate<R: Rng + ?Sized>(&mut self, peer: PeerId, rng: &mut R) -> Option<u32> {
-        let place = match self.free.pop() {
-            Some(place) => place,
-            None => {
-                // At most four for each of PEERS_MAX peers.
-                let place = u16::try_from(self.slots.len()).ok()?;
-                self.slots.push(None);
-                place
-            }
-        };
-        let random: u16 = rng.random();
-        let index = u32::from(random) << 16 | u32::from(place);
-        *self.slots.get_mut(usize::from(place))? = Some((index, peer));
-        Some(index)
-    }
-
-    fn peer(&self, index: u32) -> Option<PeerId> {
-        let (held, peer) = (*self.slots.get((index & 0xffff) as usize)?)?;
-        (held == index).then_some(peer)
-    }
-
-    fn free(&mut self, index: u32) {
-        if self.peer(index).is_some()
-            && let Some(slot) = self.slots.get_mut((index & 0xffff) as usize)
-        {
-            *slot = None;
-            self.free.push((index & 0xffff) as u16);
-        }
-    }
-}
-
-/// A token bucket.
-#[derive(Debug)]
-pub(crate) struct Bucket {
-    per_s: u32,
-    burst: u32,
-    left: u32,
-    filled_us: u64,
-}
-
-impl Bucket {
-    pub(crate) fn new(per_s: u32, burst: u32, now_us: u64) -> Self {
-        Self { per_s, burst, left: burst, filled_us: now_us }
-    }
-
-    pub(crate) fn left(&mut self, now_us: u64) -> u32 {
-        let since_us = now_us.saturating_sub(self.filled_us);
-        let new = since_us.saturating_mul(u64::from(self.per_s)) / 1_000_000;
-        if new > 0 {
-            self.left = u64::from(self.left).saturating_add(new).min(u64::from(self.burst)) as u32;
-            self.filled_us = now_us;
-        }
-        self.left
-    }
-
-    pub(crate) fn take(&mut self, now_us: u64) -> bool {
-        let left = self.left(now_us);
-        self.left = left.saturating_sub(1);
-        left > 0
-    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Whole overlays between network namespaces, on the real kernel. Needs root and `ip`.
-#![allow(missing_docs, unreachable_pub)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use netshim::Drop;
@@ -82,15 +81,10 @@ fn echo(from: &OwnedFd, source: IpAddr, to: &OwnedFd, addr: IpAddr) {
 /// One ICMP echo by an unprivileged ping socket.
 fn ping(from: &OwnedFd, to: IpAddr) -> bool {
     inside(from, move || {
-        let (family, protocol, any, request, reply): (_, _, IpAddr, u8, u8) = match to {
-            IpAddr::V4(_) => {
-                (AddressFamily::Inet, SockProtocol::Icmp, "0.0.0.0".parse().unwrap(), 8, 0)
-            }
-            IpAddr::V6(_) => {
-                (AddressFamily::Inet6, SockProtocol::IcmpV6, "::".parse().unwrap(), 128, 129)
-            }
+        let (family, protocol, request, reply) = match to {
+            IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0),
+            IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
         };
-        let _ = any;
         let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
         let socket = UdpSocket::from(fd);
         socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
@@ -322,5 +316,4 @@ fn the_caller_stays_in_its_namespace() {
     assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
     let inner = inside(&pod.netns, || std::fs::read_link("/proc/thread-self/ns/net").unwrap());
     assert_ne!(inner, before);
-    let _ = thread::current();
 }

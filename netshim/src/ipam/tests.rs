@@ -163,10 +163,13 @@ fn restored_pods_keep_their_addresses() {
     assert!(c.ip4 != a.ip4 && c.ip4 != b.ip4 && c.ip6 != b.ip6);
 }
 
+/// Revision, writer, body: the order of the map.
+type Versioned = (u64, String, Vec<u8>);
+
 /// Nodes that exchange claims through a last-writer-wins map, as `gossip` keeps it.
 struct Flock {
     nodes: Vec<Ipam>,
-    views: Vec<BTreeMap<String, (u64, String, Vec<u8>)>>,
+    views: Vec<BTreeMap<String, Versioned>>,
 }
 
 impl Flock {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rand::Rng;
 
 use crate::counters::{Count, Counters, Drop};
-use crate::gso::{Large, Rebuild, open_checksum};
+use crate::gso::{Joined, Large, Pushed, Rebuild, open_checksum};
 use crate::path::{End, Path, Verdict, icmp};
 use crate::session::{Bucket, NotSealed, Opened, Output, PeerId, Sessions};
 use crate::wire::{
@@ -142,7 +142,7 @@ impl<R: Rng> Engine<R> {
     }
 
     /// A packet read from a pod's or the host's TUN, with the header before it if the TUN has those.
-    pub(super) fn from_tun(
+    pub(super) fn tun_packet(
         &mut self,
         now_us: u64,
         from: End,
@@ -310,7 +310,7 @@ impl<R: Rng> Engine<R> {
     }
 
     /// What one receive call brought: datagrams of `segment` bytes from one sender.
-    pub(super) fn from_udp(
+    pub(super) fn udp_datagrams(
         &mut self,
         now_us: u64,
         from: SocketAddr,
@@ -326,7 +326,7 @@ impl<R: Rng> Engine<R> {
             let Some(datagram) = buffer.get_mut(at..end) else { break };
             match self.sessions.handle(now_us, from, datagram, &mut self.rng, &mut self.outputs) {
                 Ok(Opened::Packet { peer, meta, inner }) => {
-                    self.from_peer(
+                    self.peer_packet(
                         now_us,
                         peer,
                         meta,
@@ -345,7 +345,7 @@ impl<R: Rng> Engine<R> {
     }
 
     /// An authentic inner packet at `range` of the receive buffer.
-    fn from_peer(
+    fn peer_packet(
         &mut self,
         now_us: u64,
         peer: PeerId,
@@ -378,43 +378,35 @@ impl<R: Rng> Engine<R> {
         let Some(header) = open_checksum(&inner, packet) else {
             return self.counters.dropped(Drop::BadOffload);
         };
+        let mut pushed = Pushed::Never;
         if ports.offload(to) {
-            match self.rebuild.push(to, meta, &inner, packet, range.start) {
-                Ok(done) => {
-                    self.write_joined(done, buffer, ports);
-                    return;
-                }
-                Err(done) => self.write_joined(done, buffer, ports),
+            pushed = self.rebuild.push(to, meta, &inner, packet, range.start);
+            if pushed == Pushed::NotNow {
+                self.finish_joined(buffer, ports);
+                let Some(packet) = buffer.get(range.clone()) else { return };
+                pushed = self.rebuild.push(to, meta, &inner, packet, range.start);
             }
-        } else {
-            self.finish_joined(buffer, ports);
         }
-        let Some(packet) = buffer.get(range) else { return };
-        self.local(to, header, packet, ports);
+        if pushed != Pushed::Taken {
+            self.finish_joined(buffer, ports);
+            let Some(packet) = buffer.get(range) else { return };
+            self.local(to, header, packet, ports);
+        }
     }
 
     fn finish_joined(&mut self, buffer: &[u8], ports: &mut impl Ports) {
-        let done = self.rebuild.take();
-        self.write_joined(done, buffer, ports);
-    }
-
-    fn write_joined(
-        &mut self,
-        joined: Option<crate::gso::Joined>,
-        buffer: &[u8],
-        ports: &mut impl Ports,
-    ) {
-        let Some(joined) = joined else { return };
-        let written =
-            ports.write(joined.to, &joined.header, &joined.head, &joined.payloads, buffer);
-        self.count_written(written, joined.len);
+        if let Some(joined) = self.rebuild.finish() {
+            let Joined { to, header, head, payloads, len } = joined;
+            let written = ports.write(*to, header, head, payloads, buffer);
+            count_written(&self.counters, written, *len);
+        }
     }
 
     /// Writes a packet to a TUN of this node, finished in software if the TUN takes no offloads.
     fn local(&mut self, to: End, header: VnetHdr, packet: &[u8], ports: &mut impl Ports) {
         if ports.offload(to) || !header.needs_checksum {
             let written = ports.write(to, &header, packet, &[], &[]);
-            return self.count_written(written, packet.len());
+            return count_written(&self.counters, written, packet.len());
         }
         let (start, offset) =
             (usize::from(header.checksum_start), usize::from(header.checksum_offset));
@@ -434,21 +426,12 @@ impl<R: Rng> Engine<R> {
             }
             if wire::finish_checksum(&mut flat, start, offset) {
                 let written = ports.write(to, &VnetHdr::default(), &flat, &[], &[]);
-                self.count_written(written, flat.len());
+                count_written(&self.counters, written, flat.len());
             } else {
                 self.counters.dropped(Drop::BadOffload);
             }
         }
         self.flat = flat;
-    }
-
-    fn count_written(&self, written: bool, len: usize) {
-        if written {
-            self.counters.add(Count::TunTxPackets, 1);
-            self.counters.add(Count::TunTxBytes, len as u64);
-        } else {
-            self.counters.dropped(Drop::TunFailed);
-        }
     }
 
     /// Tells the sender of a packet why it was dropped, at a limited rate.
@@ -532,4 +515,13 @@ fn carry_checksum(header: &VnetHdr, inner: &Inner, packet: &mut [u8]) -> Option<
         return Some(true);
     }
     wire::finish_checksum(packet, start, offset).then_some(false)
+}
+
+fn count_written(counters: &Counters, written: bool, len: usize) {
+    if written {
+        counters.add(Count::TunTxPackets, 1);
+        counters.add(Count::TunTxBytes, len as u64);
+    } else {
+        counters.dropped(Drop::TunFailed);
+    }
 }

@@ -198,7 +198,7 @@ impl DataThread {
                     let now_us = self.now_us();
                     let Some(bytes) = self.udp_buffer.get_mut(..received.len) else { continue };
                     let from = received.from;
-                    self.engine.from_udp(now_us, from, bytes, received.segment, &mut self.fds);
+                    self.engine.udp_datagrams(now_us, from, bytes, received.segment, &mut self.fds);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
                 // An ICMP error of an earlier send, or an odd address family: the next call brings the next datagram.
@@ -221,7 +221,7 @@ impl DataThread {
                     let has_header = tun.offload;
                     let now_us = self.now_us();
                     let Some(bytes) = self.tun_buffer.get_mut(..len) else { continue };
-                    self.engine.from_tun(now_us, from, has_header, bytes, &mut self.fds);
+                    self.engine.tun_packet(now_us, from, has_header, bytes, &mut self.fds);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // WouldBlock, or the interface is gone (EBADFD) or down (EIO): epoll tells when that changes.

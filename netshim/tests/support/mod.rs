@@ -1,6 +1,8 @@
 //! Nodes as threads in network namespaces of their own, joined by a bridge in another one. All of it vanishes with the threads.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc;
@@ -277,5 +279,5 @@ pub fn both(addr: PodAddr) -> [IpAddr; 2] {
 }
 
 pub fn gateway(node: &Node) -> [IpAddr; 2] {
-    [node.prefix4.gateway().into(), IpAddr::from(Ipv6Addr::from(node.prefix6.gateway()))]
+    [node.prefix4.gateway().into(), node.prefix6.gateway().into()]
 }
