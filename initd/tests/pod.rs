@@ -384,7 +384,7 @@ fn readiness_follows_an_http_server_in_the_pods_network() {
         return;
     }
     let mut bed = Bed::new("ready");
-    bed.netns = Some(netns());
+    bed.netns = Some(common::netns());
     let status = bed.root().join("tmp/status");
     let c = ContainerSpec {
         ready: Some(Probe {
@@ -411,7 +411,7 @@ fn liveness_by_exec_and_tcp_starts_a_container_again() {
         return;
     }
     let mut bed = Bed::new("live");
-    bed.netns = Some(netns());
+    bed.netns = Some(common::netns());
     let argv = vec!["/bin/probe".into(), "exit".into(), "1".into()];
     for check in [Check::Exec { argv }, Check::Tcp { port: 9 }] {
         let c = ContainerSpec {
@@ -426,22 +426,6 @@ fn liveness_by_exec_and_tcp_starts_a_container_again() {
         until(&mut shim, "second start", |e| matches!(e, Event::Started { restarts: 1, .. }));
         finish(shim);
     }
-}
-
-/// A network namespace with only a loopback that is up.
-fn netns() -> std::os::fd::OwnedFd {
-    std::thread::spawn(|| {
-        // SAFETY-free: rustix unshares this thread only, which ends here.
-        #[allow(unsafe_code)]
-        // SAFETY: a fresh thread that shares no file system state that matters.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-            .expect("unshare");
-        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        assert!(up.is_ok_and(|s| s.success()), "ip link set lo up");
-        std::fs::File::open("/proc/thread-self/ns/net").expect("netns").into()
-    })
-    .join()
-    .expect("thread")
 }
 
 #[test]

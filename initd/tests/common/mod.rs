@@ -120,6 +120,21 @@ pub fn finish(mut shim: Shim) {
     eventually("the shim's process", || shim.reap());
 }
 
+/// A network namespace with only a loopback that is up.
+pub fn netns() -> OwnedFd {
+    std::thread::spawn(|| {
+        // SAFETY: a fresh thread that shares no file system state that matters, and ends here.
+        #[allow(unsafe_code)]
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .expect("unshare");
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.is_ok_and(|s| s.success()), "ip link set lo up");
+        std::fs::File::open("/proc/thread-self/ns/net").expect("netns").into()
+    })
+    .join()
+    .expect("thread")
+}
+
 pub fn eventually(what: &str, mut ok: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !ok() {
