@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
 use hyper::Method;
-use imagefs::{BlobKind, BlobRef, ImageRecord, Store};
+use imagefs::{BlobRef, ImageRecord, Store};
 use rustls::ClientConfig;
 
 use crate::api::client::{Endpoint, empty};
@@ -117,15 +117,5 @@ impl Fetcher {
             ingest.commit().map_err(|e| e.to_string())?;
         }
         Ok(())
-    }
-}
-
-/// The word for a kind of blob in the API's paths.
-pub fn kind_word(kind: BlobKind) -> &'static str {
-    match kind {
-        BlobKind::Manifest => "manifest",
-        BlobKind::Config => "config",
-        BlobKind::Layer => "layer",
-        _ => "unknown",
     }
 }

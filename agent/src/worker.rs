@@ -3,6 +3,7 @@
 //! Jobs run one after the other in the order given; each answers with a [`Done`].
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::Arc;
@@ -120,11 +121,9 @@ impl Worker {
     ) -> Result<Shim, Failure> {
         let again = |reason: String| Failure { reason, retryable: true };
         self.write_files(plan).map_err(again)?;
-        let userns = match IdMap::slot(plan.slot).map(userns::create) {
-            Some(Ok(fd)) => fd,
-            Some(Err(error)) => return Err(again(format!("user namespace: {error}"))),
-            None => return Err(again(format!("no user namespace has the slot {}", plan.slot))),
-        };
+        let map = IdMap::slot(plan.slot)
+            .ok_or_else(|| again(format!("no user namespace has the slot {}", plan.slot)))?;
+        let userns = userns::create(map).map_err(|e| again(format!("user namespace: {e}")))?;
         let mut roots: Vec<(Image, PathBuf)> = Vec::new();
         for container in &plan.claim.spec.containers {
             let image = self.image(Plan::digest_of(&container.image)).map_err(again)?;
@@ -132,7 +131,7 @@ impl Worker {
             let upper = Upper::Disk { dir: self.upper.join(&plan.claim.id).join(&container.name) };
             let root = self
                 .mounts
-                .assemble(&self.store, &image, &dir, upper, Some(std::os::fd::AsFd::as_fd(&userns)))
+                .assemble(&self.store, &image, &dir, upper, Some(userns.as_fd()))
                 .map_err(|e| again(format!("container {}: {e}", container.name)))?;
             roots.push((image, root.path));
         }
@@ -150,9 +149,9 @@ impl Worker {
             .add_pod(plan.addr.ip4, plan.addr.ip6, tun)
             .map_err(|e| again(format!("overlay: {e}")))?;
         let fds = PodFds {
-            netns: Some(std::os::fd::AsFd::as_fd(&net.netns)),
-            tun: Some(std::os::fd::AsFd::as_fd(&net.tun)),
-            userns: Some(std::os::fd::AsFd::as_fd(&userns)),
+            netns: Some(net.netns.as_fd()),
+            tun: Some(net.tun.as_fd()),
+            userns: Some((userns.as_fd(), map)),
         };
         Shim::spawn(&self.quelead, &spec, fds).map_err(|e| again(format!("shim: {e}")))
     }

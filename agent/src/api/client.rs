@@ -73,6 +73,26 @@ impl Endpoint {
         path: &str,
         body: Body,
     ) -> Result<Response<Incoming>, Error> {
+        self.send_with(method, path, body, None).await
+    }
+
+    /// Sends a `POST` whose answer leaves HTTP for another protocol.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        body: Body,
+        protocol: &'static str,
+    ) -> Result<Response<Incoming>, Error> {
+        self.send_with(Method::POST, path, body, Some(protocol)).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        protocol: Option<&'static str>,
+    ) -> Result<Response<Incoming>, Error> {
         let what = format!("{method} {path}");
         let fail = |reason: String| Error::Request {
             endpoint: self.to_string(),
@@ -92,12 +112,14 @@ impl Endpoint {
         tokio::spawn(async move {
             let _ = connection.with_upgrades().await;
         });
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(hyper::header::HOST, "quelea")
-            .body(body)
-            .map_err(|error| fail(error.to_string()))?;
+        let mut request =
+            Request::builder().method(method).uri(path).header(hyper::header::HOST, "quelea");
+        if let Some(protocol) = protocol {
+            request = request
+                .header(hyper::header::CONNECTION, "upgrade")
+                .header(hyper::header::UPGRADE, protocol);
+        }
+        let request = request.body(body).map_err(|error| fail(error.to_string()))?;
         let response =
             sender.send_request(request).await.map_err(|error| fail(error.to_string()))?;
         let status = response.status();

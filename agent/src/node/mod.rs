@@ -411,7 +411,8 @@ impl Node {
             Event::Unicast { from, payload } => {
                 self.sched_step(sched::Input::Message { from: &from, bytes: &payload });
             }
-            Event::Superseded { mine, by } => self.event(
+            // Only a sure loss is news: the other one is what a lost race of our own looks like.
+            Event::Superseded { mine, by, sure: true } => self.event(
                 mine.key.as_ref(),
                 format!("what was written here lost to a write at {}", by.writer),
             ),
@@ -450,7 +451,6 @@ impl Node {
                 self.pods_step(crate::pods::Input::Stop { claim, grace_ms });
             }
             Output::Event(event) => self.sched_event(&event),
-            _ => {}
         }
     }
 

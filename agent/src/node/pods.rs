@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use initd::shim::{Event as ShimEvent, ExecId, ExecSpec, Exit, PodStatus, Shim};
+use initd::shim::{Condition, Event as ShimEvent, ExecId, ExecSpec, Exit, PodStatus, Shim};
 use initd::userns::IdMap;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -360,6 +360,8 @@ impl Node {
             ShimEvent::Unhealthy { container, text } => {
                 self.event(about, format!("container {container} is not healthy: {text}"));
             }
+            // What the machine lacks for every pod is one of the node's conditions already.
+            ShimEvent::Condition(Condition::NoLimit { .. } | Condition::NoCgroup { .. }) => {}
             ShimEvent::Condition(condition) => self.event(about, format!("{condition:?}")),
             ShimEvent::ExecExited { exec, exit } => {
                 self.exec_ended(&claim, exec, ExecNews::Exited(exit));

@@ -9,9 +9,9 @@ use super::{Node, Stored};
 use crate::trust::{Signed, Submission};
 
 /// Records of images: `i/<manifest digest>`, written once by the node that imported it.
-pub const IMAGE_PREFIX: &str = "i/";
+pub(super) const IMAGE_PREFIX: &str = "i/";
 /// What a reference means now: `t/<reference>` → manifest digest.
-pub const TAG_PREFIX: &str = "t/";
+pub(super) const TAG_PREFIX: &str = "t/";
 
 impl Node {
     pub(super) fn record_changed(&mut self, record: &gossip::Record) {

@@ -9,7 +9,7 @@ use crate::api::types::{Accepted, Image};
 use crate::trust::Signed;
 
 /// Why a request is refused: an HTTP status and words for people.
-pub type Refusal = (u16, String);
+pub(crate) type Refusal = (u16, String);
 
 impl Node {
     /// Takes a signed submission into the map, or says why not. Nothing is changed by one that is refused.

@@ -132,7 +132,7 @@ impl Node {
 
     /// Why an app is not as wanted.
     pub(crate) fn why_view(&self, namespace: &str, app: &str) -> Option<Why> {
-        let why = self.sched.why(self.clock.now_us(), namespace, app);
+        let why = self.sched.why(namespace, app);
         why.known.then(|| Why { coordinator: why.coordinator.clone(), text: why.to_string() })
     }
 

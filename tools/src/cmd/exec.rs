@@ -7,7 +7,6 @@ use agent::api::client::full;
 use agent::api::exec::{self, Kind};
 use agent::api::types::Exec;
 use anyhow::{Context as _, Result, bail};
-use hyper::Method;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -19,7 +18,8 @@ pub(super) async fn exec(context: &Context, args: &cli::Exec) -> Result<ExitCode
     let (endpoint, pod) = context.find_pod(&args.pod).await?;
     let request = Exec { container: args.container.clone(), argv: args.argv.clone() };
     let path = format!("/v1/pods/{}/{}/exec", pod.namespace, pod.name);
-    let response = endpoint.send(Method::POST, &path, full(serde_json::to_vec(&request)?)).await?;
+    let body = full(serde_json::to_vec(&request)?);
+    let response = endpoint.upgrade(&path, body, exec::PROTOCOL).await?;
     let upgraded = hyper::upgrade::on(response)
         .await
         .with_context(|| format!("{endpoint} did not begin an exec"))?;

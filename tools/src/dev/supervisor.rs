@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
@@ -69,7 +70,7 @@ pub(super) fn detach(plan: &Plan) -> Result<()> {
         .args(["--racks", &plan.racks.to_string()])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
-        .stderr(log)
+        .stderr(log.try_clone()?)
         .current_dir("/");
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn().context("cannot start the supervisor")?;
@@ -80,8 +81,12 @@ pub(super) fn detach(plan: &Plan) -> Result<()> {
             break;
         }
         if let Some(status) = child.try_wait()? {
-            let log = fs::read_to_string(&log_path).unwrap_or_default();
-            bail!("the supervisor ended ({status}):\n{}", log.trim_end());
+            // The file itself may be gone: the supervisor removes what it made.
+            let mut text = String::new();
+            let mut log = &log;
+            log.rewind()?;
+            log.read_to_string(&mut text)?;
+            bail!("the supervisor ended ({status}):\n{}", text.trim_end());
         }
         if start.elapsed() > UP_TIMEOUT + Duration::from_secs(5) {
             bail!("the flock is not up after {:?}; see {}", start.elapsed(), log_path.display());

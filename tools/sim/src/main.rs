@@ -1,0 +1,127 @@
+//! `sim --seeds N --start S --nodes 3..64 --seconds 90 [--json] [--twice] [--verbose]`
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use sim::{Options, Report, Summary};
+
+const HELP: &str = "sim: whole flocks on virtual time
+
+  --seeds N       seeds to run (default 100)
+  --start S       the first (default 1)
+  --nodes A..B    nodes of a flock (default 3..24)
+  --seconds T     safety phase, virtual seconds (default 90)
+  --threads N     runs at once (default: all CPUs)
+  --twice         run every seed twice and compare the traces
+  --json          print one JSON line at the end
+  --verbose       print what happens (use with --seeds 1)";
+
+struct Args {
+    seeds: u64,
+    start: u64,
+    threads: usize,
+    twice: bool,
+    json: bool,
+    options: Options,
+}
+
+fn parse() -> Result<Option<Args>, lexopt::Error> {
+    use lexopt::prelude::*;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let options = Options::new(0);
+    let mut args = Args { seeds: 100, start: 1, threads, twice: false, json: false, options };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("seeds") => args.seeds = parser.value()?.parse()?,
+            Long("start") => args.start = parser.value()?.parse()?,
+            Long("threads") => args.threads = parser.value()?.parse()?,
+            Long("seconds") => args.options.safety_s = parser.value()?.parse()?,
+            Long("nodes") => {
+                let value = parser.value()?.string()?;
+                let (min, max) = value.split_once("..").unwrap_or((&value, &value));
+                let number = |s: &str| s.parse::<usize>().map_err(|e| e.to_string());
+                args.options.nodes_min = number(min)?;
+                args.options.nodes_max = number(max.trim_start_matches('='))?;
+            }
+            Long("twice") => args.twice = true,
+            Long("json") => args.json = true,
+            Long("verbose") => args.options.verbose = true,
+            Long("help") | Short('h') => return Ok(None),
+            _ => return Err(arg.unexpected()),
+        }
+    }
+    Ok(Some(args))
+}
+
+fn run(args: &Args) -> Vec<Report> {
+    let next = AtomicU64::new(0);
+    let reports = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..args.threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= args.seeds {
+                        break;
+                    }
+                    let options = Options { seed: args.start + n, ..args.options.clone() };
+                    let mut report = sim::run(&options);
+                    if args.twice && sim::run(&options).trace != report.trace {
+                        report.violations.push("the same seed gave another trace".into());
+                    }
+                    if !report.violations.is_empty() {
+                        eprintln!("{}", report.failure());
+                    }
+                    // A poisoned lock means that another run panicked: it ends this one as well.
+                    reports.lock().expect("no run panics while it holds this").push(report);
+                }
+            });
+        }
+    });
+    let mut reports = reports.into_inner().expect("no run panics while it holds this");
+    reports.sort_by_key(|r| r.options.seed);
+    reports
+}
+
+fn main() -> ExitCode {
+    let args = match parse() {
+        Ok(Some(args)) => args,
+        Ok(None) => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            eprintln!("sim: {e}\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    let started = Instant::now();
+    let reports = run(&args);
+    let summary = Summary::of(&reports, started.elapsed().as_secs_f64());
+    if args.json {
+        println!("{}", serde_json::to_string(&summary).unwrap_or_default());
+    } else {
+        println!(
+            "{} seeds from {}: {} failed; {:.1} node-hours, {} faults, {} starts, {} events in {:.1} s; \
+             whole {} ms (median), {} ms (longest) after the heal; trace {}",
+            summary.seeds,
+            summary.start,
+            summary.failed.len(),
+            summary.node_hours,
+            summary.faults,
+            summary.starts,
+            summary.events,
+            summary.wall_s,
+            summary.healed_p50_ms,
+            summary.healed_max_ms,
+            summary.trace
+        );
+        if !summary.missing_marks.is_empty() {
+            println!("never met: {}", summary.missing_marks.join(", "));
+        }
+    }
+    if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,72 @@
+//! Coverage marks: what a set of runs must have met at least once.
+
+use std::collections::BTreeMap;
+
+/// Marks by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks(pub BTreeMap<&'static str, u64>);
+
+impl Marks {
+    /// It happened.
+    pub fn hit(&mut self, name: &'static str) {
+        *self.0.entry(name).or_default() += 1;
+    }
+
+    /// Adds another run's.
+    pub fn merge(&mut self, other: &Marks) {
+        for (name, n) in &other.0 {
+            *self.0.entry(name).or_default() += n;
+        }
+    }
+
+    /// The required ones that never happened.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        REQUIRED.into_iter().filter(|name| !self.0.contains_key(name)).collect()
+    }
+}
+
+/// Without any of these a set of at least [`SEEDS_MIN`] runs has failed.
+pub const REQUIRED: [&str; 38] = [
+    "fault agent restart",
+    "fault amnesia",
+    "fault bridge",
+    "fault clock jump",
+    "fault crash",
+    "fault delay burst",
+    "fault forget",
+    "fault isolate",
+    "fault loss burst",
+    "fault mass crash",
+    "fault one way",
+    "fault partition",
+    "fault pause",
+    "fault pod trouble",
+    "net corrupt",
+    "net duplicate",
+    "net loss",
+    "disk lost an unsynced record",
+    "operator new",
+    "operator update",
+    "operator scale",
+    "operator stop",
+    "operator delete",
+    "operator drain",
+    "operator daemon",
+    "sched took over",
+    "sched held minority",
+    "sched held mass loss",
+    "sched held recent loss",
+    "sched held rejoin",
+    "sched duplicate stopped",
+    "sched refused",
+    "sched refused stale term",
+    "sched moved failed",
+    "sched moved drain",
+    "sched moved update",
+    "sched adopted",
+    "sched forgotten swept",
+];
+
+/// Runs from which the marks are required.
+pub const SEEDS_MIN: u64 = 50;
