@@ -299,7 +299,15 @@ impl Swim {
             Standing::Suspect => {}
             Standing::Dead => match state {
                 State::Alive => self.accuse(u, true, ctx),
-                State::Suspect => self.set(u, State::Dead, ctx),
+                State::Suspect => {
+                    // Two halves that meet again must not bury each other's living by telling it twice.
+                    let rumoured = entry.suspicion.as_ref().is_some_and(|s| s.rumoured);
+                    if theirs > ours {
+                        self.accuse(u, true, ctx);
+                    } else if !rumoured {
+                        self.set(u, State::Dead, ctx);
+                    }
+                }
                 State::Dead | State::Left if theirs > ours || remembered => {
                     self.set(u, State::Dead, ctx);
                 }

@@ -7,6 +7,8 @@ use crate::swim::{Ctx, Swim, Timer, table};
 
 /// Members asked to probe for us.
 const HELPERS: usize = 3;
+/// Times we ask again, each time through other helpers: at 20 % loss one probe in 500 then fails by chance alone.
+const STAGES: u8 = 2;
 /// Probes of our own in flight; further verifications wait.
 const PROBES_MAX: usize = 64;
 /// Probes in flight for others; further requests get a nack at once.
@@ -23,7 +25,7 @@ pub(super) struct Probe {
     end_us: u64,
     helpers: Vec<Nid>,
     nacks: u32,
-    asked: bool,
+    stage: u8,
 }
 
 /// A probe for somebody else.
@@ -97,7 +99,7 @@ impl Swim {
             end_us,
             helpers: Vec::new(),
             nacks: 0,
-            asked: false,
+            stage: 0,
         };
         self.probes.insert(seq, probe);
         self.timers.set(due_us, Timer::ProbeStage(seq));
@@ -125,17 +127,21 @@ impl Swim {
     pub(super) fn probe_stage(&mut self, seq: u32, at_us: u64, ctx: &mut Ctx<'_>) {
         let Some(probe) = self.probes.get_mut(&seq).filter(|p| p.due_us == at_us) else { return };
         let target = probe.target;
-        if probe.asked {
+        if probe.stage >= STAGES {
             let probe = self.probes.remove(&seq);
             if let Some(probe) = probe {
                 self.probe_failed(&probe, ctx);
             }
             return;
         }
-        probe.asked = true;
-        probe.due_us = probe.end_us.max(ctx.now_us + 1);
+        probe.stage += 1;
+        let rest_us = probe.end_us.saturating_sub(ctx.now_us);
+        let share_us = if probe.stage == STAGES { rest_us } else { rest_us / 2 };
+        probe.due_us = ctx.now_us + share_us.max(1);
         self.timers.set(probe.due_us, Timer::ProbeStage(seq));
-        let helpers = self.table.pick(HELPERS, &[target], ctx.rng);
+        let mut not = vec![target];
+        not.extend_from_slice(&probe.helpers);
+        let helpers = self.table.pick(HELPERS, &not, ctx.rng);
         for helper in &helpers {
             let Some(dest) = self.table.get(*helper).map(|e| e.dest(*helper)) else { continue };
             ctx.net.push(dest, tag::PING_REQ, |out| {
@@ -144,7 +150,7 @@ impl Swim {
             });
         }
         if let Some(probe) = self.probes.get_mut(&seq) {
-            probe.helpers = helpers;
+            probe.helpers.extend(helpers);
         }
         self.ping(target, seq, ctx);
     }
@@ -168,7 +174,7 @@ impl Swim {
                 return;
             }
             // Karn: after a second ping an ack could belong to either.
-            let rtt_us = (!probe.asked).then_some(ctx.now_us.saturating_sub(probe.sent_us));
+            let rtt_us = (probe.stage == 0).then_some(ctx.now_us.saturating_sub(probe.sent_us));
             let target = probe.target;
             self.timers.cancel(probe.due_us, Timer::ProbeStage(seq));
             self.probes.remove(&seq);

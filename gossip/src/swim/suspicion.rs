@@ -31,14 +31,17 @@ impl Swim {
         let same = entry.member.incarnation == u.incarnation
             && entry.member.generation == u.generation
             && entry.member.state == State::Suspect;
+        // A suspicion without an accuser is the echo of a rumour of death.
+        let buried = buried || u.accusers.len() == 0;
         let by_me = u.accusers.iter().any(|nid| nid == me);
         if !same {
-            self.suspect(u, by_me, ctx);
+            self.suspect(u, by_me, buried, ctx);
         } else if let Some(s) = self.table.touch(u.nid).and_then(|e| e.suspicion.as_mut()) {
             s.verified |= by_me;
             // All of them have to be tried.
             let added = u.accusers.iter().fold(false, |added, nid| s.accusers.add(nid) | added);
             if added {
+                s.rumoured &= by_me;
                 self.news(u.nid, ctx);
             }
         }
@@ -50,7 +53,7 @@ impl Swim {
         }
     }
 
-    fn suspect(&mut self, u: &Update<'_>, by_me: bool, ctx: &mut Ctx<'_>) {
+    fn suspect(&mut self, u: &Update<'_>, by_me: bool, rumoured: bool, ctx: &mut Ctx<'_>) {
         let (min_us, max_us) = self.bounds();
         let suspicion = Suspicion {
             since_us: ctx.now_us,
@@ -60,6 +63,7 @@ impl Swim {
             max_us: if by_me { self.health.stretch(max_us) } else { max_us },
             accusers: u.accusers,
             verified: by_me,
+            rumoured,
         };
         self.set(u, State::Suspect, ctx);
         if let Some(entry) = self.table.touch(u.nid) {
@@ -89,7 +93,10 @@ impl Swim {
             _ => 0,
         };
         let span_us = s.max_us.saturating_sub(s.min_us) * shrink / 1000;
-        let deadline_us = (s.since_us + s.max_us - span_us).max(ctx.now_us + 1);
+        // Others have waited already where it began with a rumour of death.
+        let over = s.rumoured && s.verified;
+        let end_us = if over { 0 } else { s.since_us + s.max_us - span_us };
+        let deadline_us = end_us.max(ctx.now_us + 1);
         let old_us = std::mem::replace(&mut s.deadline_us, deadline_us);
         self.timers.cancel(old_us, Timer::Suspicion(nid));
         self.timers.set(deadline_us, Timer::Suspicion(nid));

@@ -23,6 +23,8 @@ pub(crate) struct Suspicion {
     pub(crate) accusers: Accusers,
     /// Our own probe failed since it began.
     pub(crate) verified: bool,
+    /// It began with a rumour of death: only a failed probe of our own ends it so.
+    pub(crate) rumoured: bool,
 }
 
 /// One member.

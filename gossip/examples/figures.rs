@@ -1,0 +1,192 @@
+//! The figures of membership and map on virtual time, as JSON lines.
+//!
+//! `cargo run --release -p gossip --example figures [-- NODES [SEEDS]]`
+
+#[path = "../tests/world/mod.rs"]
+mod world;
+
+use std::time::Instant;
+
+use gossip::{Event, State};
+use world::{MS, S, World, name};
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let nodes = args.next().and_then(|a| a.parse().ok()).unwrap_or(200);
+    let seeds = args.next().and_then(|a| a.parse().ok()).unwrap_or(5);
+    let only = args.next();
+    let wants = |bench: &str| only.as_deref().is_none_or(|o| o == bench);
+    let all: [(&str, fn(usize, u64)); 10] = [
+        ("join", join),
+        ("idle", idle),
+        ("crash", crash),
+        ("update", update),
+        ("loss5", |n, s| loss(n, s, 50)),
+        ("loss10", |n, s| loss(n, s, 100)),
+        ("loss20", |n, s| loss(n, s, 200)),
+        ("oneway", one_way),
+        ("stall", stall),
+        ("partition", partition),
+    ];
+    for (bench, run) in all {
+        if wants(bench) {
+            let start = Instant::now();
+            for seed in 0..seeds {
+                run(nodes, seed);
+            }
+            eprintln!("{bench}: {:.1} s wall", start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+fn say(metric: &str, seed: u64, value: f64, unit: &str) {
+    println!(
+        "{{\"bench\":\"gossip\",\"metric\":\"{metric}\",\"seed\":{seed},\"value\":{value:.3},\"unit\":\"{unit}\"}}"
+    );
+}
+
+fn seconds(took: Option<u64>) -> f64 {
+    took.map_or(f64::NAN, |t| t as f64 / S as f64)
+}
+
+fn joined(nodes: usize, seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.spawn(nodes);
+    assert!(world.until(60 * S, World::agreed).is_some(), "no agreement");
+    world.run(15 * S);
+    world.clear_events();
+    world
+}
+
+fn join(nodes: usize, seed: u64) {
+    let mut world = World::new(seed);
+    world.spawn(nodes);
+    say(
+        &format!("join_all_at_once_{nodes}"),
+        seed,
+        seconds(world.until(60 * S, World::agreed)),
+        "s",
+    );
+    let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
+    say(&format!("join_bytes_{nodes}"), seed, bytes as f64 / nodes as f64, "B/node");
+    world.run(5 * S);
+    world.spawn(1);
+    say(&format!("join_one_more_{nodes}"), seed, seconds(world.until(60 * S, World::agreed)), "s");
+}
+
+fn idle(nodes: usize, seed: u64) {
+    let mut world = joined(nodes, seed);
+    let start = Instant::now();
+    world.run(60 * S);
+    let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
+    let sent: u64 = world.nodes.iter().map(|n| n.sent).sum();
+    say(&format!("idle_{nodes}"), seed, bytes as f64 / nodes as f64 / 60.0, "B/s/node");
+    say(&format!("idle_packets_{nodes}"), seed, sent as f64 / nodes as f64 / 60.0, "1/s/node");
+    let wall = start.elapsed().as_secs_f64();
+    say(&format!("sim_speed_{nodes}"), seed, nodes as f64 * 60.0 / wall, "node-s/s");
+}
+
+fn crash(nodes: usize, seed: u64) {
+    let mut world = joined(nodes, seed);
+    world.run(seed * 37 * MS);
+    world.kill(1);
+    let start = world.now;
+    let dead = |w: &World| w.up().all(|n| w.state(n, 1) == Some(State::Dead));
+    let took = world.until(60 * S, dead);
+    say(&format!("crash_known_by_all_{nodes}"), seed, seconds(took), "s");
+    let first = world.deaths().iter().map(|d| d.0 - start).min();
+    say(&format!("crash_first_seen_{nodes}"), seed, seconds(first), "s");
+    world.run(10 * S);
+    let wrong = world.deaths().iter().filter(|d| d.2 != name(1)).count();
+    say(&format!("crash_false_deaths_{nodes}"), seed, wrong as f64, "");
+}
+
+fn update(nodes: usize, seed: u64) {
+    let mut world = joined(nodes, seed);
+    let mut worst = 0;
+    for round in 0..10 {
+        world.run(3 * S + round * 77 * MS);
+        world.clear_events();
+        world.put((round as usize * 13) % nodes, &format!("s/default/app-{round}"), &[1; 700]);
+        let took = world.until(20 * S, World::roots_equal).expect("it spreads");
+        worst = worst.max(took);
+    }
+    say(&format!("update_everywhere_{nodes}"), seed, worst as f64 / S as f64, "s");
+    world.run(3 * S);
+    let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
+    say(&format!("update_bytes_{nodes}"), seed, bytes as f64 / nodes as f64, "B/node");
+}
+
+fn loss(nodes: usize, seed: u64, loss: u64) {
+    let mut world = joined(nodes, seed);
+    world.loss = loss;
+    world.run(60 * S);
+    say(&format!("false_deaths_{}pct_{nodes}", loss / 10), seed, world.deaths().len() as f64, "");
+    let suspect = |e: &&(u64, Event)| matches!(&e.1, Event::Member(m) if m.state == State::Suspect);
+    let suspicions: usize =
+        world.nodes.iter().map(|n| n.events.iter().filter(suspect).count()).sum();
+    say(&format!("suspicions_{}pct_{nodes}", loss / 10), seed, suspicions as f64, "");
+    let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
+    let rate = bytes as f64 / nodes as f64 / 60.0;
+    say(&format!("traffic_{}pct_{nodes}", loss / 10), seed, rate, "B/s/node");
+    if loss == 200 {
+        world.clear_events();
+        world.kill(1);
+        let dead = |w: &World| w.up().all(|n| w.state(n, 1) == Some(State::Dead));
+        let took = world.until(60 * S, dead);
+        say(&format!("crash_at_20pct_{nodes}"), seed, seconds(took), "s");
+    }
+}
+
+fn one_way(nodes: usize, seed: u64) {
+    let mut world = joined(nodes, seed);
+    world.cut = Box::new(|from, to| from == 2 && to == 3);
+    world.run(120 * S);
+    say(&format!("one_way_deaths_{nodes}"), seed, world.deaths().len() as f64, "");
+}
+
+fn stall(_: usize, seed: u64) {
+    for stall_s in [8, 16] {
+        let mut world = joined(128, seed);
+        for node in 0..8 {
+            world.pause(10 + node * 10);
+        }
+        world.run(stall_s * S);
+        for node in 0..8 {
+            world.resume(10 + node * 10);
+        }
+        world.run(104 * S);
+        let stalled: Vec<String> = (0..8).map(|n| name(10 + n * 10)).collect();
+        let deaths = world.deaths();
+        let healthy = deaths.iter().filter(|d| !stalled.contains(&d.2)).count();
+        say(&format!("stall_{stall_s}s_healthy_deaths"), seed, healthy as f64, "");
+        say(&format!("stall_{stall_s}s_events"), seed, deaths.len() as f64, "");
+        let agreed = if world.agreed() { 1.0 } else { 0.0 };
+        say(&format!("stall_{stall_s}s_agreed_after"), seed, agreed, "");
+    }
+}
+
+fn partition(nodes: usize, seed: u64) {
+    let nodes = nodes.min(100);
+    let mut world = joined(nodes, seed);
+    world.cut = Box::new(|from, to| (from % 2) != (to % 2));
+    for i in 0..50 {
+        world.put(i % nodes, &format!("s/default/app-{i}"), &[i as u8; 700]);
+        world.run(S);
+    }
+    world.run(10 * S);
+    world.clear_events();
+    let sides: Vec<usize> = (0..2).map(|n| world.live(n)).collect();
+    assert_eq!(sides, [nodes.div_ceil(2), nodes / 2]);
+    world.cut = Box::new(|_, _| false);
+    let healed = world.now;
+    let view = world.until(60 * S, World::agreed);
+    say(&format!("heal_one_view_{nodes}"), seed, seconds(view), "s");
+    let left = world.until(60 * S, World::roots_equal);
+    let took = left.map(|_| world.now - healed);
+    say(&format!("heal_equal_roots_{nodes}"), seed, seconds(took), "s");
+    world.run(5 * S);
+    say(&format!("heal_deaths_{nodes}"), seed, world.deaths().len() as f64, "");
+    let kept = world.nodes[0].gossip.range("s/").count();
+    say(&format!("heal_records_kept_{nodes}"), seed, kept as f64, "");
+}
