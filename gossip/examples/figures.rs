@@ -10,13 +10,15 @@ use std::time::Instant;
 use gossip::{Event, State};
 use world::{MS, S, World, name};
 
+type Bench = fn(usize, u64);
+
 fn main() {
     let mut args = std::env::args().skip(1);
     let nodes = args.next().and_then(|a| a.parse().ok()).unwrap_or(200);
     let seeds = args.next().and_then(|a| a.parse().ok()).unwrap_or(5);
     let only = args.next();
     let wants = |bench: &str| only.as_deref().is_none_or(|o| o == bench);
-    let all: [(&str, fn(usize, u64)); 10] = [
+    let all: [(&str, Bench); 10] = [
         ("join", join),
         ("idle", idle),
         ("crash", crash),

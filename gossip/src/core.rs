@@ -201,7 +201,22 @@ impl Gossip {
         self.map.store().range(prefix).filter(|r| !r.is_tombstone())
     }
 
-    /// The same with tombstones: what a snapshot has to hold.
+    /// Changes under a prefix since a cursor, oldest first, each key once with its present version, tombstones included.
+    /// Cursors count this boot's changes at this node only; 0 is before the first.
+    pub fn changes<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: u64,
+    ) -> impl Iterator<Item = (u64, &'a Record)> {
+        self.map.store().changes(prefix, after)
+    }
+
+    /// The cursor behind the last change.
+    pub fn cursor(&self) -> u64 {
+        self.map.store().cursor()
+    }
+
+    /// All records with tombstones: what a snapshot has to hold.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.map.store().range("")
     }

@@ -323,6 +323,11 @@ fn load(bytes: &[u8], name: &str, path: &Path) -> Result<(Restored, u64), Error>
     Ok((state.finish(), at as u64))
 }
 
+/// For the fuzzer: [`load`] without a file.
+pub(crate) fn load_bytes(bytes: &[u8], name: &str) -> Result<Restored, Error> {
+    load(bytes, name, Path::new("log")).map(|(restored, _)| restored)
+}
+
 /// Whether some mark after a bad place says that the place had been durable.
 fn durable_beyond(rest: &[u8], at: u64) -> bool {
     let magic = MAGIC.to_le_bytes();

@@ -406,8 +406,9 @@ impl Swim {
         let claimed = u.full.map(|(_, addr)| addr).filter(|addr| *addr != me.addr);
         let outbid = u.generation > me.generation;
         if u.standing == Standing::Alive {
+            // One claim from elsewhere may be our own past at another address. A second one is alive.
             if let Some(addr) = claimed
-                && (u.generation == me.generation || self.outbids >= OUTBID_MAX)
+                && (!outbid || self.outbids > 0)
             {
                 self.conflict(addr, ctx);
             }

@@ -44,6 +44,10 @@ pub(crate) struct Store {
     /// differ from handing them to and fro.
     floor_ms: u64,
     limits: Limits,
+    /// Key hash by place in the order of local changes, and back. A key has only its last place.
+    changes: BTreeMap<u64, u64>,
+    places: BTreeMap<u64, u64>,
+    cursor: u64,
 }
 
 /// Hash of a key: its place in listings.
@@ -63,6 +67,9 @@ impl Store {
             tombstones: BTreeSet::new(),
             floor_ms: 0,
             limits,
+            changes: BTreeMap::new(),
+            places: BTreeMap::new(),
+            cursor: 0,
         }
     }
 
@@ -88,6 +95,21 @@ impl Store {
             .range::<str, _>(from)
             .map(|(_, record)| record)
             .take_while(move |record| record.key.starts_with(prefix))
+    }
+
+    pub(crate) fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    pub(crate) fn changes<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: u64,
+    ) -> impl Iterator<Item = (u64, &'a Record)> {
+        let later = self.changes.range((Bound::Excluded(after), Bound::Unbounded));
+        later
+            .filter_map(|(place, hash)| Some((*place, self.by_hash(*hash)?)))
+            .filter(move |(_, record)| record.key.starts_with(prefix))
     }
 
     pub(crate) fn root(&self) -> u64 {
@@ -190,6 +212,9 @@ impl Store {
         if record.is_tombstone() {
             self.tombstones.insert((record.at_ms, hash));
         }
+        self.cursor += 1;
+        self.changes.insert(self.cursor, hash);
+        self.places.insert(hash, self.cursor);
         self.index.insert(hash, record.key.clone());
         self.records.insert(record.key.clone(), record);
     }
@@ -198,6 +223,9 @@ impl Store {
     pub(crate) fn remove(&mut self, hash: u64) -> Option<Record> {
         let key = self.index.remove(&hash)?;
         let record = self.records.remove(&key)?;
+        if let Some(place) = self.places.remove(&hash) {
+            self.changes.remove(&place);
+        }
         self.account(hash, &record);
         self.all.records -= 1;
         self.all.bytes -= record.size_bytes();

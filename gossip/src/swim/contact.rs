@@ -158,6 +158,14 @@ impl Swim {
         self.push_me(dest, tag::HELLO_ACK, ctx);
     }
 
+    /// Our greeting named a generation that the flock has seen before.
+    pub(super) fn on_outdated(&mut self, dest: Dest, generation: u64, ctx: &mut Ctx<'_>) {
+        let outdated = generation >= self.table.me().generation;
+        if outdated && self.outbid(generation, ctx) {
+            self.greet(dest.addr, ctx);
+        }
+    }
+
     /// Our greeting was answered, to us alone: introduce ourselves and compare views.
     pub(super) fn on_hello_ack(&mut self, dest: Dest, u: &Update<'_>, ctx: &mut Ctx<'_>) {
         if u.nid == self.table.my_nid() {

@@ -31,11 +31,7 @@ impl Swim {
                 }
             }
             Message::HelloAck(update) if update.nid == nid => self.on_hello_ack(dest, &update, ctx),
-            Message::Outdated { generation } if generation >= self.table.me().generation => {
-                if self.outbid(generation, ctx) {
-                    self.greet(dest.addr, ctx);
-                }
-            }
+            Message::Outdated { generation } => self.on_outdated(dest, generation, ctx),
             Message::WhoAreYou => self.push_update(dest, self.table.my_nid(), true, ctx),
             Message::MemberDigest(theirs) => {
                 let buckets = self.table.differing(&theirs);

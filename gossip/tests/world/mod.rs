@@ -1,5 +1,5 @@
 //! A flock on virtual time: one thread, one seed, no sockets.
-#![allow(dead_code)] // Each test file uses its own part.
+#![allow(dead_code, unreachable_pub)] // Each test file uses its own part of this module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,6 +13,7 @@ pub const S: u64 = 1_000_000;
 
 pub struct Node {
     pub gossip: Gossip,
+    pub name: String,
     pub up: bool,
     pub paused: bool,
     pub events: Vec<(u64, Event)>,
@@ -79,27 +80,37 @@ impl World {
 
     pub fn spawn_with(&mut self, count: usize, tune: impl Fn(&mut Config)) {
         for _ in 0..count {
-            let mut cfg = Config::new(keys(), Profile::Lan);
-            cfg.seeds = vec![addr(0)];
-            tune(&mut cfg);
-            let index = self.nodes.len();
-            let node = Node {
-                gossip: boot(index, 1, cfg.clone()),
-                up: true,
-                paused: false,
-                events: Vec::new(),
-                sent_bytes: 0,
-                sent: 0,
-                wall_skew_ms: 0,
-                rng: Xoshiro256PlusPlus::seed_from_u64(self.rng.next_u64()),
-                inbox: Vec::new(),
-                deadline: None,
-                generation: 1,
-                cfg,
-            };
-            self.nodes.push(node);
-            self.input(index, Input::Timer);
+            self.spawn_named(name(self.nodes.len()), &tune);
         }
+    }
+
+    /// One more node, of a name that may be taken.
+    pub fn spawn_as(&mut self, name: String) {
+        self.spawn_named(name, &|_| {});
+    }
+
+    fn spawn_named(&mut self, name: String, tune: &dyn Fn(&mut Config)) {
+        let mut cfg = Config::new(keys(), Profile::Lan);
+        cfg.seeds = vec![addr(0)];
+        tune(&mut cfg);
+        let index = self.nodes.len();
+        let node = Node {
+            gossip: boot(index, &name, 1, cfg.clone()),
+            name,
+            up: true,
+            paused: false,
+            events: Vec::new(),
+            sent_bytes: 0,
+            sent: 0,
+            wall_skew_ms: 0,
+            rng: Xoshiro256PlusPlus::seed_from_u64(self.rng.next_u64()),
+            inbox: Vec::new(),
+            deadline: None,
+            generation: 1,
+            cfg,
+        };
+        self.nodes.push(node);
+        self.input(index, Input::Timer);
     }
 
     pub fn kill(&mut self, node: usize) {
@@ -113,8 +124,13 @@ impl World {
         n.generation += 1;
         n.up = true;
         n.inbox.clear();
-        n.gossip = boot(node, n.generation, n.cfg.clone());
+        n.gossip = boot(node, &n.name, n.generation, n.cfg.clone());
         self.input(node, Input::Timer);
+    }
+
+    /// Its disk is gone.
+    pub fn forget_generation(&mut self, node: usize) {
+        self.nodes[node].generation = 0;
     }
 
     /// The process stands still; what arrives waits in the socket (4,096 datagrams).
@@ -281,7 +297,7 @@ impl World {
     }
 }
 
-fn boot(index: usize, generation: u64, cfg: Config) -> Gossip {
-    let me = Identity { name: name(index), generation, addr: addr(index) };
+fn boot(index: usize, name: &str, generation: u64, cfg: Config) -> Gossip {
+    let me = Identity { name: name.to_owned(), generation, addr: addr(index) };
     Gossip::new(cfg, me).expect("the name is valid")
 }

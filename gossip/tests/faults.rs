@@ -1,0 +1,238 @@
+//! What goes wrong in a flock, on virtual time: nobody living is buried, nothing acknowledged is lost.
+
+mod world;
+
+use gossip::{Event, Expect, Input, Limits, State};
+use world::{MS, S, World, addr, name};
+
+fn joined(seed: u64, count: usize) -> World {
+    let mut world = World::new(seed);
+    world.spawn(count);
+    assert!(world.until(20 * S, World::agreed).is_some(), "{count} nodes never agreed");
+    world.run(3 * S);
+    world.clear_events();
+    world
+}
+
+#[test]
+fn loss_kills_nobody() {
+    for (seed, loss) in [(1, 50), (2, 100), (3, 200)] {
+        let mut world = joined(seed, 50);
+        world.loss = loss;
+        world.run(60 * S);
+        assert_eq!(world.deaths(), [], "at {} %", loss / 10);
+        world.kill(7);
+        let dead = |w: &World| w.up().all(|n| w.state(n, 7) == Some(State::Dead));
+        assert!(world.until(6 * S, dead).is_some(), "at {} % a real death is noticed", loss / 10);
+    }
+}
+
+#[test]
+fn a_one_way_cut_kills_nobody() {
+    let mut world = joined(4, 20);
+    world.cut = Box::new(|from, to| from == 3 && to == 4);
+    world.run(120 * S);
+    assert_eq!(world.deaths(), []);
+}
+
+#[test]
+fn halves_that_meet_again_agree_at_once_and_bury_nobody() {
+    let mut world = joined(5, 40);
+    world.cut = Box::new(|from, to| (from < 20) != (to < 20));
+    world.run(30 * S);
+    for node in 0..40 {
+        assert_eq!(world.live(node), 20, "node {node}");
+    }
+    for i in 0..20 {
+        world.put(i, &format!("s/left/{i}"), b"x");
+        world.put(20 + i, &format!("s/right/{i}"), b"y");
+    }
+    // Both sides write one key; the side with more writes wins.
+    world.put(0, "s/both", b"left");
+    world.put(30, "s/both", b"right");
+    world.run(5 * S);
+    world.put(31, "s/both", b"right again");
+    world.run(30 * S);
+    world.clear_events();
+    world.cut = Box::new(|_, _| false);
+    let view = world.until(10 * S, World::agreed).expect("one view");
+    let equal = world.until(10 * S, World::roots_equal).expect("equal maps");
+    assert!(view + equal <= 5 * S, "{} + {} ms", view / MS, equal / MS);
+    assert_eq!(world.deaths(), [], "the living of one's own side stay alive");
+    let gossip = &world.nodes[11].gossip;
+    assert_eq!(gossip.range("s/left/").count() + gossip.range("s/right/").count(), 40);
+    assert_eq!(gossip.get("s/both").and_then(|r| r.body.as_deref()), Some(&b"right again"[..]));
+    let lost = |e: &(u64, Event)| matches!(&e.1, Event::Superseded { sure: true, .. });
+    assert!(world.nodes[0].events.iter().any(lost), "the losing writer is told");
+    assert!(!world.nodes[30].events.iter().any(lost), "whose write was seen is not");
+}
+
+#[test]
+fn a_stalled_node_blames_nobody_and_is_back_at_once() {
+    let mut world = joined(6, 30);
+    for node in [3, 4, 5] {
+        world.pause(node);
+    }
+    world.run(16 * S);
+    let noticed = world.state(0, 3);
+    for node in [3, 4, 5] {
+        world.resume(node);
+    }
+    assert_eq!(noticed, Some(State::Dead));
+    let took = world.until(10 * S, World::agreed).expect("they are back");
+    assert!(took <= 2 * S, "took {} ms", took / MS);
+    world.run(30 * S);
+    let stalled = [name(3), name(4), name(5)];
+    assert!(world.deaths().iter().all(|(_, _, whom)| stalled.contains(whom)));
+    let stall = |e: &(u64, Event)| matches!(e.1, Event::Stalled { .. });
+    assert!(world.nodes[3].events.iter().any(stall));
+}
+
+#[test]
+fn wild_clocks_harm_nobody() {
+    let mut world = joined(7, 10);
+    const TEN_YEARS_MS: i64 = 10 * 365 * 24 * 3600 * 1000;
+    world.nodes[2].wall_skew_ms = TEN_YEARS_MS;
+    world.nodes[3].wall_skew_ms = -TEN_YEARS_MS;
+    world.put(2, "s/a", b"from the future");
+    world.put(3, "s/b", b"from the past");
+    world.run(2 * S);
+    world.put(5, "s/a", b"now");
+    world.put(6, "s/b", b"now");
+    world.run(60 * S);
+    assert_eq!(world.deaths(), []);
+    assert!(world.roots_equal());
+    for key in ["s/a", "s/b"] {
+        let record = world.nodes[2].gossip.get(key).expect("it is there");
+        assert_eq!(record.body.as_deref(), Some(&b"now"[..]), "the next write wins");
+    }
+}
+
+#[test]
+fn a_machine_that_lost_its_disk_steps_above_its_past() {
+    let mut world = joined(8, 4);
+    for _ in 0..3 {
+        world.restart(2);
+        assert!(world.until(5 * S, World::agreed).is_some());
+        world.run(S);
+    }
+    // Generation 4 is known of it; it starts from 1 again.
+    world.kill(2);
+    world.run(5 * S);
+    world.forget_generation(2);
+    world.restart(2);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    let member = world.nodes[0].gossip.member(&name(2)).expect("listed");
+    assert!(member.generation > 4);
+}
+
+#[test]
+fn two_nodes_of_one_name_are_reported_at_both() {
+    let mut world = joined(9, 4);
+    world.spawn_as(name(1));
+    world.run(20 * S);
+    let conflict = |e: &(u64, Event)| matches!(e.1, Event::NameConflict { .. });
+    for node in [1, 4] {
+        assert!(world.nodes[node].events.iter().any(conflict), "node {node} knows");
+    }
+    assert!(world.nodes[0].gossip.members().count() == 3, "and the flock is not flooded");
+}
+
+#[test]
+fn a_conditional_put_sees_what_it_replaces() {
+    let mut world = joined(10, 2);
+    let put = |w: &mut World, expect| {
+        w.clear_events();
+        w.input(0, Input::Put { key: "s/a", body: b"x".to_vec(), expect });
+        let refused = |e: &(u64, Event)| matches!(e.1, Event::Refused(_));
+        !w.nodes[0].events.iter().any(refused)
+    };
+    assert!(put(&mut world, Expect::Absent));
+    assert!(!put(&mut world, Expect::Absent));
+    let version = world.nodes[0].gossip.version("s/a").expect("written");
+    assert!(put(&mut world, Expect::Version(version)));
+    assert!(!put(&mut world, Expect::Version(version)), "it has moved on");
+    world.input(0, Input::Delete { key: "s/a" });
+    let cursor = world.nodes[0].gossip.cursor();
+    assert!(put(&mut world, Expect::Absent), "a deleted record is absent");
+    assert_eq!(world.nodes[0].gossip.version("s/a").map(|v| v.rev), Some(4));
+    let gossip = &world.nodes[0].gossip;
+    let later: Vec<&str> = gossip.changes("s/", cursor).map(|(_, r)| &*r.key).collect();
+    assert_eq!((later, gossip.changes("t/", 0).count()), (vec!["s/a"], 0));
+}
+
+#[test]
+fn one_writer_cannot_fill_everybody() {
+    let limits = Limits { writer_records: 50, ..Limits::default() };
+    let mut world = World::new(11);
+    world.spawn_with(4, |cfg| cfg.limits = limits);
+    world.spawn_with(1, |_| {});
+    assert!(world.until(5 * S, World::agreed).is_some());
+    for i in 0..60 {
+        world.put(4, &format!("x/{i}"), b"junk");
+        world.put(1, "s/mine", b"fine");
+    }
+    world.run(20 * S);
+    for node in 0..4 {
+        let gossip = &world.nodes[node].gossip;
+        assert_eq!(gossip.range("x/").count(), 50);
+        assert!(gossip.get("s/mine").is_some());
+        let said = |e: &&(u64, Event)| matches!(e.1, Event::Quota { .. });
+        assert_eq!(world.nodes[node].events.iter().filter(said).count(), 1);
+    }
+    world.clear_events();
+    world.run(60 * S);
+    let bytes = world.nodes.iter().map(|n| n.sent_bytes).max().unwrap_or(0);
+    assert!(bytes < 60 * 1500, "maps that cannot become equal stay cheap: {} B/s", bytes / 60);
+}
+
+#[test]
+fn a_tombstone_is_dropped_in_the_end_and_nothing_returns() {
+    let mut world = World::new(12);
+    let hour_ms = 3600 * 1000;
+    let limits = Limits { tombstone_ms: hour_ms, ..Limits::default() };
+    world.spawn_with(3, |cfg| cfg.limits = limits);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    world.put(0, "s/a", b"x");
+    world.run(S);
+    world.input(1, Input::Delete { key: "s/a" });
+    world.run(S);
+    world.nodes[2].wall_skew_ms = 120_000;
+    world.run(3500 * S);
+    assert!(world.nodes[0].gossip.version("s/a").is_some());
+    world.run(700 * S);
+    for node in 0..3 {
+        assert_eq!(world.nodes[node].gossip.version("s/a"), None, "node {node}");
+    }
+    assert!(world.roots_equal());
+}
+
+#[test]
+fn the_same_seed_is_the_same_flock() {
+    let trace = |seed| {
+        let mut world = World::new(seed);
+        world.spawn(12);
+        world.loss = 100;
+        world.run(20 * S);
+        world.put(3, "s/a", b"x");
+        world.kill(5);
+        world.run(20 * S);
+        let sent: Vec<(u64, u64)> = world.nodes.iter().map(|n| (n.sent, n.sent_bytes)).collect();
+        let events: Vec<_> = world.nodes.iter().map(|n| n.events.clone()).collect();
+        (sent, events)
+    };
+    assert_eq!(trace(1), trace(1));
+    assert_ne!(trace(1).0, trace(2).0);
+}
+
+#[test]
+fn a_node_that_moves_is_followed() {
+    let mut world = joined(13, 4);
+    world.input(2, Input::Address(addr(77)));
+    let moved = |w: &World| {
+        [0, 1, 3]
+            .iter()
+            .all(|n| w.nodes[*n].gossip.member(&name(2)).is_some_and(|m| m.addr == addr(77)))
+    };
+    assert!(world.until(2 * S, moved).is_some());
+}

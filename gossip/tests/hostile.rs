@@ -1,0 +1,197 @@
+//! Packets that nobody of the flock meant for us: silence, and nothing changes.
+
+mod world;
+
+use gossip::fuzz::Target;
+use gossip::{Config, Gossip, Identity, Input, KeyRing, Output, Profile, SecretKey};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, SeedableRng};
+use world::{S, World, addr, keys, name};
+
+/// Feeds recorded datagrams and counts what came out; the state must stay.
+fn replay(world: &mut World, node: usize, datagrams: &[(usize, Vec<u8>)]) -> usize {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(9);
+    let now = world.now;
+    let gossip = &mut world.nodes[node].gossip;
+    // Nothing of its own is due while we listen.
+    let mut out = Vec::new();
+    gossip.step(now, 0, Input::Timer, &mut rng, &mut out);
+    out.clear();
+    let members = |g: &Gossip| g.members().cloned().collect::<Vec<_>>();
+    let before = (members(gossip), gossip.root(), gossip.view(), gossip.next_deadline());
+    for (from, bytes) in datagrams {
+        let input = Input::Datagram { from: addr(*from), bytes };
+        gossip.step(now, 0, input, &mut rng, &mut out);
+    }
+    let after = (members(gossip), gossip.root(), gossip.view(), gossip.next_deadline());
+    assert_eq!(before, after, "a replay changed something");
+    out.len()
+}
+
+fn recorded(to: usize, world: &mut World, time: u64) -> Vec<(usize, Vec<u8>)> {
+    world.recording = Some(Vec::new());
+    world.put(2, "s/default/web", &[1; 500]);
+    world.run(time);
+    let all = world.recording.take().expect("it was on");
+    let mut datagrams: Vec<(usize, Vec<u8>)> = all
+        .into_iter()
+        .filter(|(target, ..)| *target == to)
+        .map(|(_, from, bytes)| ((from.port() - 7946) as usize, bytes))
+        .collect();
+    assert!(datagrams.len() > 20, "there is something to replay");
+    datagrams.reverse();
+    datagrams
+}
+
+#[test]
+fn replays_are_dropped_at_once_later_elsewhere_and_after_a_restart() {
+    let mut world = World::new(1);
+    world.spawn(5);
+    world.recording = Some(Vec::new());
+    assert!(world.until(5 * S, World::agreed).is_some());
+    let greetings = world.recording.take().expect("it was on");
+    let datagrams = recorded(1, &mut world, 60 * S);
+    assert_eq!(replay(&mut world, 1, &datagrams), 0, "at once");
+    assert_eq!(replay(&mut world, 3, &datagrams), 0, "at another node");
+    world.run(60 * S);
+    assert_eq!(replay(&mut world, 1, &datagrams), 0, "a minute later");
+    world.restart(1);
+    assert_eq!(replay(&mut world, 1, &datagrams), 0, "after a restart, before anything is known");
+    assert!(world.until(5 * S, World::agreed).is_some());
+    assert_eq!(replay(&mut world, 1, &datagrams), 0, "after a restart, joined");
+
+    // Greetings are open: the seed drops their repetition too, and restarted it answers each once.
+    let to_seed = greetings.into_iter().filter(|(to, ..)| *to == 0);
+    let greetings: Vec<(usize, Vec<u8>)> = to_seed.map(|(_, _, bytes)| (1, bytes)).collect();
+    assert_eq!(replay(&mut world, 0, &greetings), 0);
+    world.restart(0);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    assert!(replay(&mut world, 0, &greetings) <= 4, "one for each greeting of four nodes");
+    assert_eq!(replay(&mut world, 0, &greetings), 0);
+}
+
+#[test]
+fn truncated_flipped_and_foreign_frames_are_dropped() {
+    let mut world = World::new(2);
+    world.spawn(3);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    let good = recorded(1, &mut world, 20 * S);
+    let mut bad = Vec::new();
+    for (from, bytes) in good.iter().take(40) {
+        for len in 0..bytes.len().min(60) {
+            bad.push((*from, bytes[..len].to_vec()));
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            bad.push((*from, flipped));
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        bad.push((*from, longer));
+    }
+    assert!(bad.len() > 10_000);
+    assert_eq!(replay(&mut world, 1, &bad), 0);
+
+    // A node of another flock that knows all addresses.
+    let strangers = KeyRing::new(&SecretKey::new(1, [8; 32]));
+    let mut cfg = Config::new(strangers, Profile::Lan);
+    cfg.seeds = vec![addr(1)];
+    let me = Identity { name: name(9), generation: 1, addr: addr(9) };
+    let mut stranger = Gossip::new(cfg, me).expect("the name is valid");
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(3);
+    let mut out = Vec::new();
+    for now in 1..100 {
+        stranger.step(now * S, 0, Input::Timer, &mut rng, &mut out);
+    }
+    let greetings: Vec<(usize, Vec<u8>)> = out
+        .into_iter()
+        .filter_map(|o| match o {
+            Output::Send { bytes, .. } => Some((9, bytes)),
+            _ => None,
+        })
+        .collect();
+    assert!(greetings.len() > 10);
+    assert_eq!(replay(&mut world, 1, &greetings), 0);
+}
+
+#[test]
+fn random_bytes_are_dropped() {
+    let mut target = Target::default();
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(4);
+    let mut bytes = vec![0; 1300];
+    for round in 0..100_000 {
+        let len = (rng.next_u64() % 1300) as usize;
+        rng.fill_bytes(&mut bytes[..len]);
+        if round % 2 == 0 && len > 2 {
+            // As far as a stranger can get: version and key id are right.
+            bytes[0] = 1 | ((round % 4) as u8 / 2) << 4;
+            bytes[1] = 1;
+        }
+        target.datagram(&bytes[..len]);
+    }
+}
+
+/// What a broken or hostile node with the flock's key may say: anything, without a panic.
+#[test]
+fn authentic_nonsense_does_no_harm() {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(5);
+    for _ in 0..20 {
+        let mut target = Target::default();
+        for _ in 0..300 {
+            let mut content = Vec::new();
+            while content.len() < 1000 && rng.next_u64() % 8 != 0 {
+                let len = (rng.next_u64() % 300) as usize;
+                content.push((rng.next_u64() % 23) as u8);
+                content.push((len & 0x7f) as u8 | 0x80);
+                content.push((len >> 7) as u8);
+                let start = content.len();
+                content.resize(start + len, 0);
+                match rng.next_u64() % 3 {
+                    0 => rng.fill_bytes(&mut content[start..]),
+                    1 => content[start..].fill((rng.next_u64() % 4) as u8),
+                    _ => {}
+                }
+            }
+            target.content(&content);
+        }
+    }
+}
+
+#[test]
+fn any_log_is_loaded_or_refused() {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(6);
+    for _ in 0..2000 {
+        let mut bytes = vec![0; (rng.next_u64() % 300) as usize];
+        rng.fill_bytes(&mut bytes);
+        gossip::fuzz::log(&bytes);
+    }
+}
+
+#[test]
+fn a_ring_with_two_keys_carries_a_flock_through_a_rotation() {
+    let mut world = World::new(7);
+    world.spawn(4);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    world.clear_events();
+    let next = SecretKey::new(2, [42; 32]);
+    for node in 0..4 {
+        world.nodes[node].gossip.keys_mut().accept(&next).expect("there is room");
+        world.run(S);
+    }
+    for node in 0..4 {
+        world.nodes[node].gossip.keys_mut().select(2).expect("it is held");
+        world.run(2 * S);
+    }
+    for node in 0..4 {
+        world.nodes[node].gossip.keys_mut().remove(1).expect("it is not in use");
+        world.run(2 * S);
+    }
+    assert_eq!(world.deaths(), []);
+    world.put(0, "s/a", b"x");
+    assert!(world.until(2 * S, World::roots_equal).is_some());
+    // Who holds the old key only is a stranger now.
+    world.spawn_with(1, |cfg| cfg.keys = keys());
+    world.run(5 * S);
+    assert_eq!((world.live(4), world.live(0)), (1, 4));
+}
