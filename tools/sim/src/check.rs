@@ -85,7 +85,8 @@ pub fn whole(flock: &[Seen<'_>], acked: &BTreeMap<String, u64>) -> Result<(), St
         wanted.insert((s.namespace.clone(), s.app.clone()), (s, spec));
     }
     for (key, generation) in acked {
-        let found = wanted.values().find(|(s, _)| sched::record::spec_key(&s.namespace, &s.app) == *key);
+        let found =
+            wanted.values().find(|(s, _)| sched::record::spec_key(&s.namespace, &s.app) == *key);
         if found.is_none_or(|(s, _)| s.generation < *generation) {
             return Err(format!("{key} generation {generation} was on most nodes and is lost"));
         }
@@ -142,7 +143,9 @@ fn claims(flock: &[Seen<'_>]) -> Result<(), String> {
         for id in seen.kernel.pods.keys() {
             match claims.remove(&(seen.name.to_owned(), id.clone())) {
                 Some(c) if c.ready && c.state == ClaimState::Running => {}
-                Some(c) => return Err(format!("claim {id} of {} says {:?}", c.pod_name(), c.state)),
+                Some(c) => {
+                    return Err(format!("claim {id} of {} says {:?}", c.pod_name(), c.state));
+                }
                 None => return Err(format!("pod {id} on {} has no claim", seen.name)),
             }
         }

@@ -7,7 +7,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, RngExt};
 use sched::{ClaimRecord, Observed};
 
-use crate::node::Survivor;
+use crate::node::{Submitted, Survivor};
 
 /// The log of one node: what is durable, and what a power cut may still take.
 #[derive(Debug, Default)]
@@ -52,6 +52,13 @@ impl Disk {
     /// Nothing is left.
     pub fn wipe(&mut self) {
         *self = Disk::default();
+    }
+
+    /// The generation of a spec that is durable here; 0 for none.
+    #[must_use]
+    pub fn spec(&self, key: &str) -> u64 {
+        let body = self.records.get(key).and_then(|r| r.body.as_deref());
+        body.and_then(Submitted::decode).map_or(0, |s| s.generation)
     }
 
     /// What a boot finds.

@@ -22,6 +22,7 @@
 //! did not test what it says.
 
 pub mod check;
+mod faults;
 pub mod kernel;
 pub mod marks;
 pub mod net;

@@ -82,7 +82,8 @@ impl Node {
     /// Starts an agent and feeds its cores what is known from before.
     pub fn boot(boot: Boot, now_us: u64, wall_ms: u64, effects: &mut Vec<Effect>) -> Node {
         let name = boot.identity.name.clone();
-        let mut gossip = Gossip::new(boot.gossip, boot.identity).expect("the world gives valid names");
+        let mut gossip =
+            Gossip::new(boot.gossip, boot.identity).expect("the world gives valid names");
         if let Some(restored) = boot.restored {
             gossip.restore(now_us, wall_ms, restored);
         }
@@ -101,7 +102,8 @@ impl Node {
             node.record(now_us, wall_ms, &record);
         }
         for s in boot.survivors {
-            let input = sched::Input::Adopt { claim: &s.claim, record: s.record, observed: s.observed };
+            let input =
+                sched::Input::Adopt { claim: &s.claim, record: s.record, observed: s.observed };
             node.decide(now_us, wall_ms, input);
         }
         node.decide(now_us, wall_ms, sched::Input::SelfRecord(boot.record));

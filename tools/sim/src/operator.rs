@@ -38,8 +38,7 @@ impl Operator {
         rng: &mut Xoshiro256PlusPlus,
         marks: &mut Marks,
     ) -> Submitted {
-        let alive: Vec<usize> =
-            (0..self.apps.len()).filter(|i| !self.apps[*i].deleted).collect();
+        let alive: Vec<usize> = (0..self.apps.len()).filter(|i| !self.apps[*i].deleted).collect();
         if alive.is_empty() || (alive.len() < APPS_MAX && rng.random_bool(0.35)) {
             let app = new_app(self.apps.len(), nodes, rng);
             marks.hit(if app.daemon { "operator daemon" } else { "operator new" });

@@ -133,7 +133,8 @@ impl Drawn {
         let (min, max) = (options.nodes_min.max(1), options.nodes_max.max(options.nodes_min));
         // Small flocks are the rule: half of all runs have at most 8 nodes.
         let small = rng.random_bool(0.5) && min < 8;
-        let nodes = if small { rng.random_range(min..=max.min(8)) } else { rng.random_range(min..=max) };
+        let nodes =
+            if small { rng.random_range(min..=max.min(8)) } else { rng.random_range(min..=max) };
         let mut faults: Vec<Fault> = ALL.into_iter().filter(|_| rng.random_bool(0.5)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
