@@ -66,7 +66,7 @@ impl Target {
         self.counter += 1;
         let generation = self.gossip.me().generation;
         let bound = Binding::To { nid: Nid::of(ME), generation };
-        let to = if self.counter % 16 == 0 { Binding::Open } else { bound };
+        let to = if self.counter.is_multiple_of(16) { Binding::Open } else { bound };
         let frame = self.keys.seal(to, 77, self.counter, &plain);
         self.step(Input::Datagram { from: addr(2), bytes: &frame });
         let end_us = self.now_us + 500_000;

@@ -60,8 +60,8 @@ pub(crate) enum Message<'a> {
     MemberDigest([u32; MEMBER_BUCKETS]),
     /// My entries of the buckets that differ are sent; send me yours of these.
     MemberWant { buckets: u64 },
-    /// Your generation is not above one that is known of your name.
-    Outdated { generation: u64 },
+    /// Your generation is not above one that is known of your name, last seen at this address.
+    Outdated { generation: u64, addr: SocketAddr },
     /// For the layers above.
     Unicast(&'a [u8]),
     /// Hashes of my map buckets.
@@ -110,7 +110,7 @@ impl<'a> Message<'a> {
                 Message::MemberDigest(hashes)
             }
             tag::MEMBER_WANT => Message::MemberWant { buckets: r.u64()? },
-            tag::OUTDATED => Message::Outdated { generation: r.varint()? },
+            tag::OUTDATED => Message::Outdated { generation: r.varint()?, addr: r.addr()? },
             tag::UNICAST => Message::Unicast(r.rest()),
             tag::MAP_DIGEST => Message::MapDigest(r.bytes(4 * MAP_BUCKETS)?.try_into().ok()?),
             tag::MAP_LIST => Message::MapList { first: r.u64()?, last: r.u64()?, items: *r },

@@ -151,17 +151,31 @@ impl Swim {
         });
         if let Some(entry) = taken {
             // Else it would talk into the wind: frames of an outlived boot are dropped.
-            let generation = entry.member.generation;
-            ctx.net.push(dest, tag::OUTDATED, |out| crate::wire::put_varint(out, generation));
+            let (generation, addr) = (entry.member.generation, entry.member.addr);
+            ctx.net.push(dest, tag::OUTDATED, |out| {
+                crate::wire::put_varint(out, generation);
+                crate::wire::put_addr(out, addr);
+            });
             return;
         }
         self.push_me(dest, tag::HELLO_ACK, ctx);
     }
 
     /// Our greeting named a generation that the flock has seen before.
-    pub(super) fn on_outdated(&mut self, dest: Dest, generation: u64, ctx: &mut Ctx<'_>) {
-        let outdated = generation >= self.table.me().generation;
-        if outdated && self.outbid(generation, ctx) {
+    pub(super) fn on_outdated(
+        &mut self,
+        dest: Dest,
+        generation: u64,
+        addr: SocketAddr,
+        ctx: &mut Ctx<'_>,
+    ) {
+        if generation < self.table.me().generation {
+            return;
+        }
+        if self.outbids > 0 && addr != self.table.me().addr {
+            self.conflict(addr, ctx);
+        }
+        if self.outbid(generation, ctx) {
             self.greet(dest.addr, ctx);
         }
     }

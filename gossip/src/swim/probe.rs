@@ -160,6 +160,10 @@ impl Swim {
         if missing > 0 || probe.helpers.is_empty() {
             // Helpers that do not even say no: perhaps it is us.
             self.health.worse(1);
+            // Or we are taken for an outlived boot: then frames for us are sealed for another, but a greeting is answered.
+            if let Some(addr) = self.table.get(probe.target).map(|e| e.member.addr) {
+                self.greet(addr, ctx);
+            }
         }
         let current = |e: &&table::Entry| e.member.generation == probe.generation;
         if self.table.get(probe.target).filter(current).is_some_and(|e| e.member.state.is_live()) {

@@ -31,7 +31,9 @@ impl Swim {
                 }
             }
             Message::HelloAck(update) if update.nid == nid => self.on_hello_ack(dest, &update, ctx),
-            Message::Outdated { generation } => self.on_outdated(dest, generation, ctx),
+            Message::Outdated { generation, addr } => {
+                self.on_outdated(dest, generation, addr, ctx);
+            }
             Message::WhoAreYou => self.push_update(dest, self.table.my_nid(), true, ctx),
             Message::MemberDigest(theirs) => {
                 let buckets = self.table.differing(&theirs);
