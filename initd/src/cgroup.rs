@@ -39,8 +39,11 @@ impl Cgroups {
     #[must_use]
     pub fn probe() -> Option<Self> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let root = mounts.lines().find_map(mount_point)?;
-        rustix::fs::access(root.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).ok()?;
+        // A mount may be hidden below another one.
+        let writable = |root: &PathBuf| {
+            rustix::fs::access(root.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok()
+        };
+        let root = mounts.lines().filter_map(mount_point).find(writable)?;
         let list = std::fs::read_to_string(root.join("cgroup.controllers")).ok()?;
         Some(Self { root, controllers: list.split_whitespace().map(str::to_owned).collect() })
     }
@@ -107,11 +110,6 @@ pub(crate) fn create(dir: &Path, deeper: bool) -> Result<()> {
         hand_down(dir);
     }
     Ok(())
-}
-
-/// Moves the calling process.
-pub(crate) fn enter(dir: &Path) -> Result<()> {
-    write(&dir.join("cgroup.procs"), "0").map_err(|e| Error::sys("enter cgroup", dir.display(), e))
 }
 
 /// Kills everything in and below a cgroup, at once.

@@ -34,7 +34,7 @@ pub struct PodSpec {
     /// The pod's cgroup directory, absolute; the shim creates it and `<container>/{main,exec-N}` below it.
     /// `None` where the machine has no cgroup v2.
     pub cgroup: Option<PathBuf>,
-    /// The shim's own cgroup, outside the pod's; created when missing.
+    /// The shim's own cgroup, outside the pod's; created when missing. The shim is cloned into it.
     pub shim_cgroup: Option<PathBuf>,
     /// Limits on the pod as a whole.
     pub resources: Resources,

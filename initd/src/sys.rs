@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::io::Errno;
@@ -54,6 +54,171 @@ pub(crate) fn clone(
     // SAFETY: the kernel has put a new descriptor there, which nobody else knows.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok((pid as u32, pidfd))
+}
+
+/// What a spawned process gets, and what it says when it cannot be executed. Lives on the spawner's stack, which waits.
+struct Spawned<'a> {
+    path: &'a CStr,
+    argv: &'a Strings,
+    envp: &'a Strings,
+    stdin: RawFd,
+    stdout: RawFd,
+    errno: c_int,
+}
+
+const SPAWN_STACK_BYTES: usize = 64 << 10;
+
+/// The child of [`spawn`]. Its memory is the spawner's, which is suspended until this executes or ends.
+extern "C" fn spawned(arg: *mut Spawned<'_>) -> ! {
+    // SAFETY: the spawner keeps it alive and does not run.
+    let what = unsafe { &mut *arg };
+    let ready = dup_to(what.stdin, 0, false).and_then(|()| dup_to(what.stdout, 1, false));
+    // Handlers have been cleared by the clone, so nothing of ours runs when the mask goes.
+    block_signals(false);
+    let failed = match ready {
+        Ok(()) => execve(what.path, what.argv, what.envp),
+        Err(e) => e,
+    };
+    what.errno = failed.raw_os_error();
+    exit(127)
+}
+
+/// Executes a program as a child in a cgroup without copying this process, however large it is and however many
+/// threads it has. Standard error is shared; every descriptor but 0, 1 and 2 must be close-on-exec.
+pub(crate) fn spawn(
+    path: &CStr,
+    argv: &Strings,
+    envp: &Strings,
+    stdin: BorrowedFd<'_>,
+    stdout: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd> {
+    let mut stack = vec![0u8; SPAWN_STACK_BYTES];
+    let top = (stack.as_mut_ptr() as usize + SPAWN_STACK_BYTES) & !15;
+    let bottom = (stack.as_mut_ptr() as usize + 15) & !15;
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all zeroes is a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags =
+        (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.stack = bottom as u64;
+    args.stack_size = (top - bottom) as u64;
+    if let Some(fd) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    let mut what = Spawned {
+        path,
+        argv,
+        envp,
+        stdin: stdin.as_raw_fd(),
+        stdout: stdout.as_raw_fd(),
+        errno: 0,
+    };
+    let all = signal_set(true);
+    let mut before = signal_set(false);
+    // SAFETY: both sets are valid. No signal is handled on the child's stack or in its memory.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    // SAFETY: the child runs `spawned` on its own stack and never comes back here; this thread is suspended meanwhile,
+    // so everything it is given stays as it is. `args` is right for clone3.
+    let r = unsafe { clone3_call(&raw mut args, spawned, &raw mut what) };
+    // SAFETY: puts the mask back.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    drop(stack);
+    if r < 0 {
+        return Err(Errno::from_raw_os_error(-(r as i32)));
+    }
+    // SAFETY: the kernel has put a new descriptor there, which nobody else knows.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    if what.errno != 0 {
+        while let Err(Errno::INTR) = reap_pidfd(pidfd.as_fd(), true) {}
+        return Err(Errno::from_raw_os_error(what.errno));
+    }
+    Ok(pidfd)
+}
+
+/// Handlers of the child are set to default. The libc crate's constant is cut like CLONE_INTO_CGROUP's.
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+/// `clone3`, and in the child a call of `f(arg)` on the stack that `args` names. A wrapper that returned in the child
+/// would return into the parent's frames. Gives the PID or a negative errno.
+///
+/// # Safety
+/// `args` has a stack; `f` must not return and everything it uses outlives it.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3_call(
+    args: *mut libc::clone_args,
+    f: extern "C" fn(*mut Spawned<'_>) -> !,
+    arg: *mut Spawned<'_>,
+) -> isize {
+    let r: isize;
+    // SAFETY: see above; the registers that a system call changes are declared.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => r,
+            in("rdi") args,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") arg,
+            in("r13") f,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    r
+}
+
+/// As for the other architecture.
+///
+/// # Safety
+/// As there.
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone3_call(
+    args: *mut libc::clone_args,
+    f: extern "C" fn(*mut Spawned<'_>) -> !,
+    arg: *mut Spawned<'_>,
+) -> isize {
+    let r: isize;
+    // SAFETY: see above.
+    unsafe {
+        std::arch::asm!(
+            "svc #0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk #1",
+            "2:",
+            in("x8") libc::SYS_clone3,
+            inlateout("x0") args => r,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x20") arg,
+            in("x21") f,
+        );
+    }
+    r
+}
+
+/// Reaps the child of a pidfd: its raw status, or `None` while it runs.
+pub(crate) fn reap_pidfd(pidfd: BorrowedFd<'_>, wait: bool) -> Result<Option<c_int>> {
+    // SAFETY: all zeroes is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | if wait { 0 } else { libc::WNOHANG };
+    let id = pidfd.as_raw_fd() as libc::id_t;
+    // SAFETY: the kernel writes one siginfo_t.
+    check(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, options) }.into())?;
+    // SAFETY: waitid fills the fields of a child, or leaves them zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then_some(status))
 }
 
 /// Plain `fork` by raw system call, for the mini-init, whose process has one thread. Zero in the child. *child*

@@ -1,15 +1,16 @@
 //! The agent's end of a shim.
 
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{self, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
@@ -18,7 +19,9 @@ pub use super::wire::{Condition, ContainerStatus, ExecSpec, Exit, PodPhase, PodS
 use crate::error::{Error, Result};
 use crate::launch::Step;
 use crate::pod::PodSpec;
+use crate::sys::Strings;
 use crate::userns::IdMap;
+use crate::{cgroup, sys};
 
 /// Name of the socket in the pod's directory.
 pub const SOCKET_NAME: &str = "shim.sock";
@@ -143,7 +146,8 @@ pub struct Shim {
     socket: OwnedFd,
     dir: PathBuf,
     next_exec: u64,
-    child: Option<std::process::Child>,
+    /// The shim's pidfd, when it is a child of ours that has not been reaped.
+    child: Option<OwnedFd>,
     backlog: VecDeque<Event>,
     gone: bool,
 }
@@ -173,18 +177,7 @@ impl Shim {
             None,
         )
         .map_err(|e| Error::sys("socketpair for", &spec.id, e))?;
-        // Without pre_exec and the like the standard library spawns by posix_spawn, which does not copy our page
-        // tables, however large we are.
-        let child = Command::new(exe)
-            .arg0("quelea-shim")
-            .arg("shim")
-            .arg(&spec.id)
-            .env_clear()
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(|e| Error::io("spawn", exe.display(), &e))?;
+        let child = execute(exe, spec, theirs)?;
         let mut shim = Self {
             socket: ours,
             dir: spec.dir.clone(),
@@ -371,16 +364,19 @@ impl Shim {
     /// Collects the shim's process when it has ended and is a child of ours. Call it after [`Event::Gone`]; a caller
     /// that reaps all its children itself needs not.
     pub fn reap(&mut self) -> bool {
-        match &mut self.child {
-            Some(child) => !matches!(child.try_wait(), Ok(None)),
-            None => true,
+        let Some(pidfd) = &self.child else { return true };
+        // ECHILD: somebody else has reaped it.
+        if matches!(sys::reap_pidfd(pidfd.as_fd(), false), Ok(None)) {
+            return false;
         }
+        self.child = None;
+        true
     }
 
     fn abandon(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(pidfd) = self.child.take() {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = sys::reap_pidfd(pidfd.as_fd(), true);
         }
     }
 
@@ -440,6 +436,36 @@ pub fn last_status(dir: &Path) -> Result<PodStatus> {
     wire::decode(&bytes)?.ok_or(Error::Format { what: "pod status", why: "of another version" })
 }
 
+/// Starts the shim's process, in its cgroup from its first instruction: moving it there later takes the kernel
+/// milliseconds (a grace period of all CPUs).
+fn execute(exe: &Path, spec: &PodSpec, socket: OwnedFd) -> Result<OwnedFd> {
+    let path = CString::new(exe.as_os_str().as_bytes())
+        .map_err(|_| Error::Spec { field: "shim program".into(), why: "a NUL byte" })?;
+    let open = |path: &Path, flags| {
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::sys("open", path.display(), e))
+    };
+    let cgroup = match &spec.shim_cgroup {
+        Some(dir) => {
+            cgroup::create(dir, false)?;
+            Some(open(dir, OFlags::PATH | OFlags::DIRECTORY)?)
+        }
+        None => None,
+    };
+    let null = open(Path::new("/dev/null"), OFlags::RDWR)?;
+    let argv = Strings::new(["quelea-shim".to_owned(), "shim".to_owned(), spec.id.clone()]);
+    let envp = Strings::new([]);
+    sys::spawn(
+        &path,
+        &argv,
+        &envp,
+        socket.as_fd(),
+        null.as_fd(),
+        cgroup.as_ref().map(|c| c.as_fd()),
+    )
+    .map_err(|e| Error::sys("spawn", exe.display(), e))
+}
+
 fn event_of(reply: Reply, fds: Vec<OwnedFd>) -> Option<Event> {
     Some(match reply {
         Reply::Status(s) => Event::Status(s),
@@ -473,7 +499,6 @@ fn event_of(reply: Reply, fds: Vec<OwnedFd>) -> Option<Event> {
 /// The address of a directory's socket. A path in `sun_path` has at most 107 bytes, so it is named through a
 /// descriptor of the directory, which must live as long as the address is used.
 pub(crate) fn socket_address(dir: &Path) -> Result<(OwnedFd, net::SocketAddrUnix)> {
-    use rustix::fs::{Mode, OFlags};
     use std::os::fd::AsRawFd as _;
     let fd = match rustix::fs::open(
         dir,

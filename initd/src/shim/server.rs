@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{RecvFlags, SocketFlags, accept_with};
 
 use super::client::{recv_with_fds, send_with_fds};
 use super::core::Input;
@@ -122,7 +122,13 @@ impl Shell {
     /// False: there is nothing more now.
     fn take_message(&mut self, i: usize) -> bool {
         let Some(c) = self.clients.get_mut(i).filter(|c| !c.gone) else { return false };
-        let mut buffer = vec![0u8; MESSAGE_BYTES_MAX];
+        // Most messages are tiny, and a buffer for the largest would stay in every shim's memory.
+        let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
+        let size = match rustix::net::recv(&c.socket, &mut [0u8; 1], peek) {
+            Ok((_, size)) => size.clamp(1, MESSAGE_BYTES_MAX),
+            Err(_) => 1, // said again by the next call
+        };
+        let mut buffer = vec![0u8; size];
         let (n, fds) = match recv_with_fds(c.socket.as_fd(), &mut buffer) {
             Ok((0, _)) => {
                 c.gone = true;

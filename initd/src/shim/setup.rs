@@ -137,11 +137,6 @@ fn enter(mut spec: PodSpec, held: Held) -> Result<Entered> {
 fn cgroups(spec: &mut PodSpec, conditions: &mut Vec<Condition>) {
     let no_cgroup =
         |path: &Path, errno| Condition::NoCgroup { path: path.display().to_string(), errno };
-    if let Some(dir) = &spec.shim_cgroup
-        && let Err(e) = cgroup::create(dir, false).and_then(|()| cgroup::enter(dir))
-    {
-        conditions.push(no_cgroup(dir, e.errno().unwrap_or(0)));
-    }
     let Some(pod) = spec.cgroup.clone() else {
         conditions.push(no_cgroup(Path::new(""), 0));
         return;

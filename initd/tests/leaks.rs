@@ -1,0 +1,159 @@
+//! Nothing is left after many starts and stops.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use common::{Bed, LONG, eventually, finish, root_or_skip};
+use initd::pod::{Backoff, ContainerSpec, Restart};
+use initd::shim::{Event, ExecSpec};
+
+/// What can leak, as seen from this process.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    fds: usize,
+    mounts: usize,
+    cgroups: usize,
+    children: usize,
+}
+
+fn count(path: &str) -> usize {
+    std::fs::read_dir(path).map(Iterator::count).unwrap_or(0)
+}
+
+fn directories(path: &Path) -> usize {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| 1 + directories(&e.path()))
+        .sum()
+}
+
+fn held(bed: &Bed) -> Held {
+    let children = format!("/proc/self/task/{}/children", std::process::id());
+    let root = bed
+        .node
+        .as_ref()
+        .map(|n| n.pod("x"))
+        .and_then(|p| Some(p.parent()?.parent()?.to_path_buf()));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let ours = bed.dir.to_string_lossy().into_owned();
+    Held {
+        fds: count("/proc/self/fd"),
+        mounts: mounts.lines().filter(|l| l.contains(&ours)).count(),
+        cgroups: root.map_or(0, |r| directories(&r)),
+        children: std::fs::read_to_string(children).unwrap_or_default().split_whitespace().count(),
+    }
+}
+
+#[test]
+fn pods_leave_nothing() {
+    if !root_or_skip("pods_leave_nothing") {
+        return;
+    }
+    let bed = Bed::new("leaks");
+    let once = |round: usize| {
+        let c = ContainerSpec { init: round.is_multiple_of(2), ..bed.container(&["exit", "1"]) };
+        let mut shim = bed.spawn(&bed.pod(vec![c]));
+        if round.is_multiple_of(3) {
+            // Stopped in the middle of its launch.
+            shim.stop(Some(0)).expect("stop");
+        }
+        shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
+        finish(shim);
+    };
+    once(0);
+    let before = held(&bed);
+    for round in 0..150 {
+        once(round);
+    }
+    let after = held(&bed);
+    // Other tests of this process may hold a few descriptors and children of their own.
+    assert!(
+        after.fds < before.fds + 50 && after.children < before.children + 10,
+        "{before:?} {after:?}"
+    );
+    assert_eq!((after.mounts, after.cgroups), (0, before.cgroups));
+    assert!(!bed.pod_dir().join("shim.sock").exists());
+}
+
+#[test]
+fn a_shim_that_restarts_and_joins_keeps_its_size() {
+    if !root_or_skip("shim_size") {
+        return;
+    }
+    let bed = Bed::new("size");
+    let named = |name: &str, words: &[&str]| ContainerSpec {
+        name: name.into(),
+        restart: Restart::Always,
+        backoff: Backoff { first_ms: 1, max_ms: 1, reset_ms: 60_000 },
+        ..bed.container(words)
+    };
+    let spec = bed.pod(vec![named("restarts", &["true"]), named("stays", &["sleep", "600000"])]);
+    let mut shim = bed.spawn(&spec);
+    let restarts =
+        |n: u32| move |e: &Event| matches!(e, Event::Started { restarts, .. } if *restarts >= n);
+    shim.wait(LONG, restarts(20)).expect("events");
+    shim.request_status().expect("status");
+    let mut pid = 0;
+    let note = |e: &Event| {
+        if let Event::Status(s) = e {
+            pid = s.shim_pid;
+        }
+        pid != 0
+    };
+    shim.wait(LONG, note).expect("status");
+    let fds = || count(&format!("/proc/{pid}/fd"));
+    let children = || {
+        let file = format!("/proc/{pid}/task/{pid}/children");
+        std::fs::read_to_string(file).unwrap_or_default().split_whitespace().count()
+    };
+    let private = || private_kb(pid);
+    let kb = private();
+    let null = std::fs::File::open("/dev/null").expect("null");
+    for round in 0..100 {
+        let exec = ExecSpec {
+            container: "stays".into(),
+            argv: vec![
+                if round.is_multiple_of(2) { "/bin/probe".into() } else { "/bin/none".into() },
+                "true".into(),
+            ],
+            env: vec![],
+            workdir: String::new(),
+            user: String::new(),
+        };
+        shim.exec(&exec, [null.as_fd(); 3]).expect("exec");
+        let end = |e: &Event| matches!(e, Event::ExecExited { .. } | Event::ExecFailed { .. });
+        assert!(shim.wait(LONG, end).expect("events").iter().any(end));
+    }
+    shim.wait(LONG, restarts(300)).expect("events");
+    // Between two starts the container holds nothing: the least of many looks is what the shim itself has.
+    let (mut least, mut children_least) = (usize::MAX, usize::MAX);
+    for _ in 0..200 {
+        least = least.min(fds());
+        children_least = children_least.min(children());
+        shim.wait(LONG, |e| matches!(e, Event::Exited { .. })).expect("events");
+    }
+    assert!(least <= 24, "{least} descriptors");
+    assert_eq!(children_least, 1, "zombies");
+    let after = private();
+    println!("private memory {kb} kB, then {after} kB");
+    assert!(after <= kb + 64, "private memory grew from {kb} to {after} kB");
+    if let Some(node) = &bed.node {
+        eventually("one cgroup for each container", || directories(&node.pod("pod-1")) == 2);
+    }
+    finish(shim);
+}
+
+/// Anonymous memory: heap, stack, changed data. Pages of the binary are shared by all shims (and count as dirty while the
+/// binary itself has not reached the disk).
+fn private_kb(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let of = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+    };
+    of("Anonymous:").unwrap_or(0)
+}
