@@ -17,3 +17,6 @@ pub(crate) use replica::{MapCtx, Replica};
 
 /// Longest encoded record: body, key, writer and numbers.
 pub(crate) const ENCODED_MAX_BYTES: usize = crate::config::BODY_MAX_BYTES + 512;
+
+#[cfg(test)]
+mod tests;

@@ -339,3 +339,6 @@ pub(crate) fn read_record(r: &mut Reader<'_>) -> Option<Record> {
     };
     (rev > 0).then(|| Record::new(key, rev, at_ms, writer.into(), prev, body))
 }
+
+#[cfg(test)]
+mod tests;

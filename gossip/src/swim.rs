@@ -591,3 +591,6 @@ impl Swim {
         table::below(ctx.rng, bound_us.max(1) as usize) as u64
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,6 +97,14 @@ impl Store {
             .take_while(move |record| record.key.starts_with(prefix))
     }
 
+    /// Records and bytes that the quotas count.
+    #[cfg(test)]
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        assert_eq!(self.writers.values().map(|u| u.records).sum::<usize>(), self.all.records);
+        assert_eq!(self.writers.values().map(|u| u.bytes).sum::<usize>(), self.all.bytes);
+        (self.all.records, self.all.bytes)
+    }
+
     pub(crate) fn cursor(&self) -> u64 {
         self.cursor
     }

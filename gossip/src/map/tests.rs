@@ -1,0 +1,136 @@
+use proptest::prelude::*;
+
+use crate::config::Limits;
+use crate::map::record::Record;
+use crate::map::store::{Merged, Store, key_hash};
+use crate::message::MAP_BUCKETS;
+
+prop_compose! {
+    /// Few keys, revisions, clocks, writers and bodies, so that ties of every depth happen.
+    fn record()(
+        key in 0..4u8,
+        rev in 1..4u64,
+        at_ms in 0..3u64,
+        writer in 0..3u8,
+        prev in 0..2u64,
+        body in proptest::option::of(0..3u8),
+    ) -> Record {
+        let body = body.map(|b| [b].as_slice().into());
+        Record::new(&format!("s/{key}"), rev, at_ms, format!("w{writer}").into(), prev, body)
+    }
+}
+
+fn records() -> impl Strategy<Value = Vec<Record>> {
+    proptest::collection::vec(record(), 0..40)
+}
+
+fn merged<'a>(records: impl IntoIterator<Item = &'a Record>) -> Store {
+    let mut store = Store::new(Limits::default());
+    for record in records {
+        store.merge(record.clone());
+    }
+    store
+}
+
+fn dump(store: &Store) -> Vec<Record> {
+    store.range("").cloned().collect()
+}
+
+fn digest(store: &Store) -> [u8; 4 * MAP_BUCKETS] {
+    let mut bytes = [0; 4 * MAP_BUCKETS];
+    for (to, hash) in bytes.chunks_exact_mut(4).zip(store.digest()) {
+        to.copy_from_slice(&hash.to_le_bytes());
+    }
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn merging_is_commutative(records in records(), seed in any::<u64>()) {
+        let mut shuffled = records.clone();
+        shuffled.sort_by_key(|r| crate::wire::mix(r.hash, seed));
+        let (a, b) = (merged(&records), merged(&shuffled));
+        prop_assert_eq!(dump(&a), dump(&b));
+        prop_assert_eq!(a.root(), b.root());
+        prop_assert_eq!(a.digest(), b.digest());
+    }
+
+    #[test]
+    fn merging_is_idempotent(records in records()) {
+        let mut store = merged(&records);
+        let (before, root) = (dump(&store), store.root());
+        for record in &records {
+            prop_assert_eq!(store.merge(record.clone()), Merged::Known);
+        }
+        prop_assert_eq!((dump(&store), store.root()), (before, root));
+    }
+
+    #[test]
+    fn merging_is_associative(a in records(), b in records(), c in records()) {
+        let left = merged(dump(&merged(a.iter().chain(&b))).iter().chain(&c));
+        let right = merged(a.iter().chain(&dump(&merged(b.iter().chain(&c)))));
+        prop_assert_eq!(dump(&left), dump(&right));
+    }
+
+    /// Against the naive model: per key the greatest by the order.
+    #[test]
+    fn the_greatest_version_stays(records in records()) {
+        let store = merged(&records);
+        for record in &records {
+            let kept = store.get(&record.key).expect("some version is kept");
+            prop_assert!(kept.order(record).is_ge());
+        }
+        prop_assert!(dump(&store).iter().all(|kept| records.contains(kept)));
+    }
+
+    /// Whatever two nodes hold: after both pulled what the listings of differing buckets show, they hold the same.
+    #[test]
+    fn comparison_finds_every_difference(a in records(), b in records()) {
+        let (mut a, mut b) = (merged(&a), merged(&b));
+        for _ in 0..2 {
+            for (first, last) in b.differing(&digest(&a)) {
+                let theirs: Vec<_> = b.list(first, last).collect();
+                let lacking: Vec<_> = theirs.into_iter().filter(|item| a.lacks(item)).collect();
+                for item in lacking {
+                    a.merge(b.by_hash(item.key).expect("listed").clone());
+                }
+            }
+            std::mem::swap(&mut a, &mut b);
+        }
+        prop_assert_eq!(dump(&a), dump(&b));
+        prop_assert_eq!(a.root(), b.root());
+    }
+
+    #[test]
+    fn accounts_balance(records in records(), gone in proptest::collection::vec(0..4u8, 0..8)) {
+        let mut store = merged(&records);
+        for key in gone {
+            store.remove(key_hash(&format!("s/{key}")));
+        }
+        let left = dump(&store);
+        prop_assert_eq!(merged(&left).root(), store.root());
+        prop_assert_eq!(store.changes("", 0).count(), left.len());
+        for record in left {
+            store.remove(key_hash(&record.key));
+        }
+        prop_assert_eq!((store.root(), store.len()), (0, 0));
+        prop_assert_eq!(store.usage(), (0, 0));
+    }
+}
+
+#[test]
+fn quotas_hold_and_deletions_pass() {
+    let limits = Limits { writer_records: 2, records: 3, ..Limits::default() };
+    let mut store = Store::new(limits);
+    let put = |key: &str, rev, writer: &str, body: Option<&[u8]>| {
+        Record::new(key, rev, 0, writer.into(), 0, body.map(Into::into))
+    };
+    assert_eq!(store.merge(put("a", 1, "w", Some(b"1"))), Merged::New(None));
+    assert_eq!(store.merge(put("b", 1, "w", Some(b"1"))), Merged::New(None));
+    assert_eq!(store.merge(put("c", 1, "w", Some(b"1"))), Merged::Refused);
+    assert!(matches!(store.merge(put("a", 2, "w", Some(b"2"))), Merged::New(Some(_))));
+    assert_eq!(store.merge(put("c", 1, "v", Some(b"1"))), Merged::New(None));
+    assert_eq!(store.merge(put("d", 1, "v", Some(b"1"))), Merged::Refused, "the map is full");
+    assert!(matches!(store.merge(put("c", 2, "w", None)), Merged::New(Some(_))));
+    assert_eq!(store.usage().0, 3);
+}
