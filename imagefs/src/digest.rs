@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
 
@@ -17,7 +17,7 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 impl Digest {
     /// Of `bytes`.
     pub fn of(bytes: &[u8]) -> Digest {
-        Digest(Sha256::digest(bytes).into())
+        from_ring(&digest(&SHA256, bytes))
     }
 
     /// 64 lower-case hex digits without the `sha256:`; the name of its file in a store.
@@ -48,6 +48,38 @@ impl Digest {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         [a, b, c, d, e, f, g, h]
     }
+}
+
+/// SHA-256 of a stream. By ring and not sha2: most servers in racks have no SHA extensions, and there its assembly is
+/// twice as fast.
+#[derive(Clone)]
+pub(crate) struct Hasher(Context);
+
+impl Hasher {
+    pub(crate) fn new() -> Hasher {
+        Hasher(Context::new(&SHA256))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        from_ring(&self.0.finish())
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hasher")
+    }
+}
+
+fn from_ring(d: &ring::digest::Digest) -> Digest {
+    let mut out = [0; 32];
+    // A SHA-256 has 32 bytes; the lengths cannot differ.
+    out.copy_from_slice(d.as_ref());
+    Digest(out)
 }
 
 impl fmt::Display for Digest {

@@ -8,10 +8,8 @@ mod source;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::decompress::Decoder;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::oci::{
     self, CONFIG_BYTES_MAX, Config, Descriptor, Document, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX,
@@ -163,7 +161,7 @@ impl Store {
             Some(_) => Error::io("read", &layer.name, e),
             None => Error::Compression { what: layer.name.clone(), detail: e.to_string() },
         };
-        let hashing = Hashing { inner: blob, sha: layer.stated.map(|_| Sha256::new()), read: 0 };
+        let hashing = Hashing { inner: blob, sha: layer.stated.map(|_| Hasher::new()), read: 0 };
         let mut counted = BufReader::with_capacity(CHUNK_BYTES, hashing);
         let mut writer = LayerWriter::new(self, diff_id)?;
         let mut buffer = vec![0; CHUNK_BYTES];
@@ -198,7 +196,7 @@ impl Store {
 struct Hashing<R> {
     inner: R,
     /// Only where there is a digest to compare with.
-    sha: Option<Sha256>,
+    sha: Option<Hasher>,
     read: u64,
 }
 
@@ -221,7 +219,7 @@ impl<R> Hashing<R> {
             let (digest, found) = (expected, self.read);
             return Err(Error::SizeMismatch { kind, digest, expected: size, found });
         }
-        let found = Digest(sha.finalize().into());
+        let found = sha.finish();
         if found != expected {
             return Err(Error::DigestMismatch { kind, expected, found });
         }

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::{Compression, GzBuilder};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::oci::{
@@ -183,13 +182,13 @@ struct Layer {
 /// Hashes and counts what is written through it.
 struct Tee<W> {
     inner: W,
-    sha: Sha256,
+    sha: Hasher,
     count: u64,
 }
 
 impl<W> Tee<W> {
     fn new(inner: W) -> Tee<W> {
-        Tee { inner, sha: Sha256::new(), count: 0 }
+        Tee { inner, sha: Hasher::new(), count: 0 }
     }
 }
 
@@ -232,9 +231,9 @@ fn write_layer_to(dir: &Path, tmp: &Path, options: &PackOptions) -> Result<Layer
     let file = compressed.inner.into_inner().map_err(|e| io(e.into_error()))?;
     file.sync_all().map_err(|e| Error::io("fsync", tmp, e))?;
     Ok(Layer {
-        digest: Digest(compressed.sha.finalize().into()),
+        digest: compressed.sha.finish(),
         compressed: compressed.count,
-        diff_id: Digest(plain.sha.finalize().into()),
+        diff_id: plain.sha.finish(),
         size: plain.count,
     })
 }

@@ -5,8 +5,6 @@
 //! digest in the image record before any data arrives. Without a salt the digest is also what
 //! `FS_IOC_ENABLE_VERITY` computes.
 
-use sha2::{Digest as _, Sha256};
-
 use crate::digest::Digest;
 
 const BLOCK: usize = 4096;
@@ -43,14 +41,14 @@ impl Hasher {
             if self.have == 0
                 && let Some((block, rest)) = bytes.split_first_chunk::<BLOCK>()
             {
-                self.leaf(Sha256::digest(block).into());
+                self.leaf(Digest::of(block).0);
                 bytes = rest;
                 continue;
             }
             let used = (BLOCK - self.have).min(bytes.len());
             let (now, rest) = bytes.split_at(used);
-            for (to, from) in self.block.iter_mut().skip(self.have).zip(now) {
-                *to = *from;
+            if let Some(to) = self.block.get_mut(self.have..self.have + used) {
+                to.copy_from_slice(now);
             }
             self.have += used;
             bytes = rest;
@@ -63,12 +61,13 @@ impl Hasher {
     fn flush_block(&mut self) {
         self.block.iter_mut().skip(self.have).for_each(|b| *b = 0);
         self.have = 0;
-        self.leaf(Sha256::digest(&self.block[..]).into());
+        self.leaf(Digest::of(&self.block[..]).0);
     }
 
     fn leaf(&mut self, hash: [u8; 32]) {
-        for (to, from) in self.leaves.iter_mut().skip(self.count * 32).zip(hash) {
-            *to = from;
+        let at = self.count * 32;
+        if let Some(to) = self.leaves.get_mut(at..at + 32) {
+            to.copy_from_slice(&hash);
         }
         self.count += 1;
         if self.count == HASHES_PER_BLOCK {
@@ -112,7 +111,7 @@ pub(crate) fn digest(size: u64, pieces: &[Digest]) -> Digest {
             .map(|hashes| {
                 let mut block = hashes.concat();
                 block.resize(BLOCK, 0);
-                Sha256::digest(&block).into()
+                Digest::of(&block).0
             })
             .collect();
     }

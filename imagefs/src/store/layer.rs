@@ -6,11 +6,10 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::ingest::IngestDir;
 use super::{LayerRecord, Store, lock};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::disk::{self, NewFile};
 use crate::error::{Error, Result};
 use crate::record::BlobKind;
@@ -70,7 +69,7 @@ pub(crate) struct LayerFiles {
 struct Scan {
     parser: Parser,
     tree: tree::Builder,
-    sha: Sha256,
+    sha: Hasher,
     verity: verity::Hasher,
     size: u64,
 }
@@ -93,7 +92,7 @@ impl Scan {
         Scan {
             parser: Parser::new(),
             tree: tree::Builder::new(),
-            sha: Sha256::new(),
+            sha: Hasher::new(),
             verity: verity::Hasher::new(),
             size: 0,
         }
@@ -124,7 +123,7 @@ impl Scan {
             index_digest: Digest::of(&index),
             inherit: tree.inherit,
         };
-        Ok(Scanned { diff_id: Digest(self.sha.finalize().into()), pieces, index, meta })
+        Ok(Scanned { diff_id: self.sha.finish(), pieces, index, meta })
     }
 }
 
