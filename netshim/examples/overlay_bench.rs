@@ -1,6 +1,6 @@
 //! The overlay against plain routed veth, in interleaved rounds on this machine. Prints JSON lines. Needs root, `ip` and `iperf3`.
 //!
-//! `cargo run --release -p netshim --example overlay_bench [-- ROUNDS [SECONDS]]`
+//! `cargo run --release -p netshim --example overlay_bench [-- ROUNDS [SECONDS [TEST/WAY]]]`
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -27,8 +27,13 @@ struct Way {
 }
 
 fn main() {
-    let mut args = std::env::args().skip(1).filter_map(|a| a.parse::<u32>().ok());
-    let (rounds, seconds) = (args.next().unwrap_or(3), args.next().unwrap_or(2));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |n: usize, default| args.get(n).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let (rounds, seconds) = (number(0, 3), number(1, 2));
+    // "tcp1/overlay" runs only that.
+    let wanted = |test: &str, way: &str| {
+        args.get(2).is_none_or(|only| format!("{test}/{way}").contains(only.as_str()))
+    };
     if Command::new("iperf3").arg("--version").stdout(Stdio::null()).status().is_err() {
         println!(
             "{}",
@@ -67,10 +72,16 @@ fn main() {
         let mut results: Vec<Vec<Round>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..rounds {
             for (way, list) in ways.iter().zip(&mut results) {
+                if !wanted(test, way.name) {
+                    continue;
+                }
                 list.push(iperf(way, seconds, extra));
             }
         }
         for (Way { name, .. }, list) in ways.iter().zip(&results) {
+            if list.is_empty() {
+                continue;
+            }
             let rate = median(list.iter().map(|r| r.bits_per_s));
             if test == "udp64" {
                 report(test, name, "rx", rate / 8.0 / 64.0 / 1e3, "kpps", "higher");
@@ -89,7 +100,7 @@ fn main() {
             report(test, name, "ratio", median(ratios), "of veth", "higher");
         }
     }
-    for way in &ways {
+    for way in ways.iter().filter(|w| wanted("rtt1", w.name)) {
         report("rtt1", way.name, "p50", round_trip(way), "us", "lower");
     }
     for node in &net.nodes {

@@ -26,8 +26,7 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const IFLA_MTU: u16 = 4;
 const IFLA_TXQLEN: u16 = 13;
-const IFLA_GSO_MAX_SIZE: u16 = 41;
-const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
+const IFLA_GSO_MAX_SEGS: u16 = 40;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
@@ -50,8 +49,8 @@ const AF_INET6: u8 = 10;
 pub(crate) struct LinkSettings {
     pub(crate) mtu: Option<u16>,
     pub(crate) queue_len: Option<u32>,
-    /// Largest unsegmented packet, both families.
-    pub(crate) gso_max_bytes: Option<u32>,
+    /// Segments of the largest packet before segmentation.
+    pub(crate) gso_max_segments: Option<u32>,
 }
 
 /// An rtnetlink socket in the namespace of the thread that made it.
@@ -78,9 +77,8 @@ impl Netlink {
         if let Some(len) = settings.queue_len {
             request.attribute(IFLA_TXQLEN, &len.to_ne_bytes());
         }
-        if let Some(bytes) = settings.gso_max_bytes {
-            request.attribute(IFLA_GSO_MAX_SIZE, &bytes.to_ne_bytes());
-            request.attribute(IFLA_GSO_IPV4_MAX_SIZE, &bytes.to_ne_bytes());
+        if let Some(segments) = settings.gso_max_segments {
+            request.attribute(IFLA_GSO_MAX_SEGS, &segments.to_ne_bytes());
         }
         self.execute(request)
     }

@@ -286,6 +286,14 @@ const MTU_MAX: u16 = 9_900;
 /// Socket buffers: some tens of large packets.
 const SOCKET_BUFFER_BYTES: libc::c_int = 4 << 20;
 
+/// How many full segments one send call takes: TCP of pods is told not to make larger packets, so that each is one call.
+pub(crate) fn batch_segments(mtu: u16) -> u32 {
+    let datagram = usize::from(mtu) + crate::wire::DATA_OVERHEAD;
+    let segments = (engine::BATCH_MAX_BYTES / datagram).clamp(1, engine::BATCH_MAX_SEGMENTS);
+    // At most 64.
+    segments as u32
+}
+
 fn check(config: &Config) -> Result<OwnPrefixes, Error> {
     let refuse = |field, why| Err(Error::Config { field, why });
     if !(MTU_MIN..=MTU_MAX).contains(&config.mtu) {

@@ -251,8 +251,11 @@ fn index_of(name: &str) -> Result<u32, Error> {
 }
 
 fn link_up(netlink: &mut Netlink, index: u32, name: &str, mtu: u16) -> Result<(), Error> {
-    let settings =
-        LinkSettings { mtu: Some(mtu), queue_len: Some(QUEUE_LEN_MAX), ..Default::default() };
+    let settings = LinkSettings {
+        mtu: Some(mtu),
+        queue_len: Some(QUEUE_LEN_MAX),
+        gso_max_segments: Some(crate::overlay::batch_segments(mtu)),
+    };
     netlink.link_up(index, settings).map_err(|errno| Error::Netlink {
         op: "bring up",
         object: format!("{name} with MTU {mtu}"),

@@ -8,7 +8,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use netshim::Drop;
+use netshim::addr::{Prefix4, Prefix6};
+use netshim::ipam;
 use netshim::overlay::Gso;
+use netshim::podnet::{self, HostConfig};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use ring::digest::{Context, SHA256};
 
@@ -195,7 +198,8 @@ fn a_pod_cannot_send_as_another() {
         let to = SocketAddr::new(both(b.addr)[n % 2], 9);
         inside(&a.netns, move || {
             let len = if forged.is_ipv4() { 32 } else { 128 };
-            ip(&format!("addr add {forged}/{len} dev lo"));
+            let nodad = if forged.is_ipv4() { "" } else { "nodad" };
+            ip(&format!("addr add {forged}/{len} dev lo {nodad}"));
             udp(forged).send_to(b"forged", to).unwrap();
         });
     }
@@ -306,6 +310,60 @@ fn a_restart_keeps_the_pods() {
     assert_eq!(&tcp.join().unwrap(), b"5678");
     inside(&a.netns, move || udp(source).send_to(b"end", server)).unwrap();
     thread.join().unwrap();
+}
+
+#[test]
+fn pod_interfaces_are_as_configured() {
+    let mut net = Net::new(&[Options::default()]);
+    let pod = net.nodes[0].pod();
+    let show = |what: &'static str| inside(&pod.netns, move || support::ip_output(what));
+    let link = show("-d link show eth0");
+    for wanted in ["mtu 1400", "qlen 1000", "gso_max_segs 45", "UP", "persist on", "vnet_hdr on"] {
+        assert!(link.contains(wanted), "{wanted}: {link}");
+    }
+    let addresses = show("addr show eth0");
+    assert!(addresses.contains(&format!("inet {}/32", pod.addr.ip4)), "{addresses}");
+    assert!(addresses.contains(&format!("inet6 {}/128", pod.addr.ip6)), "{addresses}");
+    assert!(!addresses.contains("fe80"), "no link-local address: {addresses}");
+    assert!(show("link show lo").contains("LOWER_UP"));
+    assert!(show("route").contains("default dev eth0"));
+    assert!(show("-6 route").contains("default dev eth0"));
+    let sysctl =
+        |path: &'static str| inside(&pod.netns, move || std::fs::read_to_string(path).unwrap());
+    assert_eq!(sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start").trim(), "0");
+    assert!(sysctl("/proc/sys/net/ipv4/ping_group_range").contains("2147483647"));
+}
+
+#[test]
+fn the_host_interface_follows_the_prefix_and_goes_on_request() {
+    let net = Net::new(&[Options::default()]);
+    let node = &net.nodes[0];
+    let overlay6 = Prefix6::new(node.prefix6.network(), 48).unwrap();
+    let config = |index| HostConfig {
+        prefix4: Prefix4::node(index),
+        prefix6: ipam::prefix6(FLOCK, "n0"),
+        overlay6,
+        mtu: MTU,
+        offload: true,
+    };
+    // A second holder is told so: the first still has it.
+    let busy = config(1);
+    let error = node.space.run(move || podnet::host(&busy).unwrap_err());
+    assert!(error.to_string().contains("mesh0"), "{error}");
+    let mut node = net.nodes.into_iter().next().unwrap();
+    drop(node.overlay.take());
+    let moved = config(77);
+    node.space.run(move || {
+        let _tun = podnet::host(&moved).unwrap();
+        let addresses = support::ip_output("addr show mesh0");
+        assert!(addresses.contains("inet 100.64.77.1/32"), "{addresses}");
+        assert!(!addresses.contains("100.64.1.1/32"), "{addresses}");
+        let routes = support::ip_output("route");
+        assert!(routes.contains("100.64.0.0/10 dev mesh0"), "{routes}");
+        assert!(routes.contains("src 100.64.77.1"), "{routes}");
+        assert!(podnet::remove_host().unwrap());
+        assert!(!podnet::remove_host().unwrap());
+    });
 }
 
 #[test]

@@ -16,9 +16,9 @@ use crate::wire::{
 };
 
 /// Bytes sent with one system call; UDP's limit less headers.
-const BATCH_MAX_BYTES: usize = 65_000;
+pub(super) const BATCH_MAX_BYTES: usize = 65_000;
 /// Datagrams sent with one system call: UDP_MAX_SEGMENTS of the kernels we run on (64 before 6.9).
-const BATCH_MAX_SEGMENTS: usize = 64;
+pub(super) const BATCH_MAX_SEGMENTS: usize = 64;
 
 /// What became of a send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -525,3 +525,6 @@ fn count_written(counters: &Counters, written: bool, len: usize) {
         counters.dropped(Drop::TunFailed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,8 +67,14 @@ impl Drop for Space {
 
 /// Runs `ip ARGS` in the calling thread's namespace.
 pub fn ip(args: &str) {
+    ip_output(args);
+}
+
+/// As [`ip`], with what it printed.
+pub fn ip_output(args: &str) -> String {
     let out = Command::new("ip").args(args.split_whitespace()).output().expect("iproute2");
     assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
 /// Runs `job` on a new thread inside of `netns` and waits for it.
