@@ -18,7 +18,7 @@ fn main() {
     let seeds = args.next().and_then(|a| a.parse().ok()).unwrap_or(5);
     let only = args.next();
     let wants = |bench: &str| only.as_deref().is_none_or(|o| o == bench);
-    let all: [(&str, Bench); 10] = [
+    let all: [(&str, Bench); 12] = [
         ("join", join),
         ("idle", idle),
         ("crash", crash),
@@ -29,6 +29,8 @@ fn main() {
         ("oneway", one_way),
         ("stall", stall),
         ("partition", partition),
+        ("weather", weather),
+        ("restart", restart),
     ];
     for (bench, run) in all {
         if wants(bench) {
@@ -166,6 +168,32 @@ fn stall(_: usize, seed: u64) {
         let agreed = if world.agreed() { 1.0 } else { 0.0 };
         say(&format!("stall_{stall_s}s_agreed_after"), seed, agreed, "");
     }
+}
+
+fn weather(nodes: usize, seed: u64) {
+    let nodes = nodes.min(12);
+    for seed in seed * 20..seed * 20 + 20 {
+        let (members, maps) = world::weather(seed, nodes, 60);
+        say(&format!("weather_view_{nodes}"), seed, seconds(members), "s");
+        say(&format!("weather_roots_{nodes}"), seed, seconds(maps), "s");
+    }
+}
+
+/// All nodes restart within 60 s, none remembers anything but its boot counter, the first is the only seed.
+fn restart(nodes: usize, seed: u64) {
+    let mut world = joined(nodes, seed);
+    for node in 0..nodes {
+        world.kill(node);
+        world.run(60 * S / nodes as u64 / 2);
+        world.restart(node);
+        world.run(60 * S / nodes as u64 / 2);
+    }
+    say(
+        &format!("rolling_restart_view_{nodes}"),
+        seed,
+        seconds(world.until(60 * S, World::agreed)),
+        "s",
+    );
 }
 
 fn partition(nodes: usize, seed: u64) {

@@ -226,6 +226,17 @@ fn the_same_seed_is_the_same_flock() {
 }
 
 #[test]
+fn after_any_weather_the_flock_agrees() {
+    for seed in 0..12 {
+        let (members, maps) = world::weather(seed, 9, 40);
+        let members = members.unwrap_or_else(|| panic!("seed {seed}: members never agreed"));
+        let maps = maps.unwrap_or_else(|| panic!("seed {seed}: maps never agreed"));
+        assert!(members <= 15 * S, "seed {seed}: members took {} ms", members / MS);
+        assert!(maps <= 15 * S, "seed {seed}: maps took {} ms", maps / MS);
+    }
+}
+
+#[test]
 fn a_node_that_moves_is_followed() {
     let mut world = joined(13, 4);
     world.input(2, Input::Address(addr(77)));

@@ -123,6 +123,7 @@ impl World {
         let n = &mut self.nodes[node];
         n.generation += 1;
         n.up = true;
+        n.paused = false;
         n.inbox.clear();
         n.gossip = boot(node, &n.name, n.generation, n.cfg.clone());
         self.input(node, Input::Timer);
@@ -300,4 +301,79 @@ impl World {
 fn boot(index: usize, name: &str, generation: u64, cfg: Config) -> Gossip {
     let me = Identity { name: name.to_owned(), generation, addr: addr(index) };
     Gossip::new(cfg, me).expect("the name is valid")
+}
+
+/// Weather for a while (crashes, restarts, stalls, partitions, one-way cuts, loss, writes), then calm. Returns how long the
+/// flock took to agree on members and map.
+pub fn weather(seed: u64, count: usize, rounds: usize) -> (Option<u64>, Option<u64>) {
+    let mut world = World::new(seed);
+    world.spawn_with(count, |cfg| cfg.seeds = (0..3).map(addr).collect());
+    world.until(20 * S, World::agreed);
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5eed);
+    let mut below = |n: usize| (rng.next_u64() % n as u64) as usize;
+    for round in 0..rounds {
+        let node = below(count);
+        match below(9) {
+            0 if world.up().count() > count / 2 => world.kill(node),
+            1 => {
+                for node in 0..count {
+                    if !world.nodes[node].up {
+                        world.restart(node);
+                    }
+                }
+            }
+            2 if world.nodes[node].up && !world.nodes[node].paused => world.pause(node),
+            3 => {
+                for node in 0..count {
+                    if world.nodes[node].paused && world.nodes[node].up {
+                        world.resume(node);
+                    }
+                }
+            }
+            4 => {
+                let side = below(count);
+                world.cut = Box::new(move |from, to| (from < side) != (to < side));
+            }
+            5 => {
+                let (a, b) = (below(count), below(count));
+                world.cut = Box::new(move |from, to| from == a && to == b);
+            }
+            6 => world.cut = Box::new(|_, _| false),
+            7 => world.loss = [0, 50, 200, 500][below(4)],
+            _ => {}
+        }
+        if world.nodes[node].up && !world.nodes[node].paused {
+            let key = format!("s/{}", below(20));
+            world.put(node, &key, format!("{round}").as_bytes());
+        }
+        world.run(below(3000) as u64 * MS);
+    }
+    world.loss = 0;
+    world.cut = Box::new(|_, _| false);
+    for node in 0..count {
+        if world.nodes[node].paused {
+            world.resume(node);
+        }
+        if !world.nodes[node].up {
+            world.restart(node);
+        }
+    }
+    let members = world.until(60 * S, World::agreed);
+    let maps = world.until(60 * S, World::roots_equal);
+    let views: BTreeSet<u32> = world.up().map(|n| world.nodes[n].gossip.view()).collect();
+    assert!(
+        members.is_none()
+            || world
+                .until(20 * S, |w| {
+                    let mut views = w.up().map(|n| w.nodes[n].gossip.view());
+                    let first = views.next();
+                    views.all(|v| Some(v) == first)
+                })
+                .is_some(),
+        "views stay different: {views:?}"
+    );
+    for node in 0..count {
+        assert_eq!(world.nodes[node].gossip.members().count(), count - 1);
+    }
+    (members, maps)
 }
