@@ -64,6 +64,8 @@ counters! {
         PendingFull = "pending_full",
         /// No session came up in time.
         NoSession = "no_session",
+        /// The datagram is larger than the underlay's MTU: pods have too large a MTU for it.
+        UnderlayMtu = "underlay_mtu",
         /// The UDP socket refused the datagram.
         SendFailed = "send_failed",
         /// A TUN refused the packet (interface down, bad packet).

@@ -313,6 +313,105 @@ fn a_restart_keeps_the_pods() {
 }
 
 #[test]
+fn garbage_on_the_socket_stops_nothing() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    assert!(ping(&a.netns, b.addr.ip4.into()));
+    let target = SocketAddr::new(net.nodes[1].underlay.into(), 7_700);
+    let flood = net.nodes[0].space.run(move || {
+        let socket = UdpSocket::bind("10.99.0.1:0").unwrap();
+        let mut bytes: Vec<u8> =
+            (0..65_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let mut sent = 0u64;
+        for round in 0..200 {
+            for (kind, len) in [
+                (0, 0),
+                (4, 1),
+                (4, 36),
+                (1, 153),
+                (2, 93),
+                (3, 52),
+                (4, 1_400),
+                (9, 1_400),
+                (4, 65_000),
+            ] {
+                bytes[..4].copy_from_slice(&[kind, 1, 0, 0]);
+                bytes[4] = round as u8;
+                sent += u64::from(socket.send_to(&bytes[..len], target).is_ok());
+            }
+        }
+        sent
+    });
+    assert!(ping(&a.netns, b.addr.ip4.into()));
+    transfer(&a.netns, &b.netns, b.addr.ip6.into(), 5_000_000);
+    let stats = net.nodes[1].overlay().stats();
+    let dropped: u64 =
+        [Drop::OuterMalformed, Drop::UnknownSession, Drop::BadHandshake, Drop::Unauthenticated]
+            .iter()
+            .map(|why| stats.drops(*why))
+            .sum();
+    assert!(dropped > flood / 2, "{dropped} of {flood} seen");
+    assert_eq!(stats.count(netshim::Count::Handshakes), 1);
+}
+
+#[test]
+fn a_pods_flood_leaves_its_neighbours_alone() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (loud, quiet, b) = (net.nodes[0].pod(), net.nodes[0].pod(), net.nodes[1].pod());
+    assert!(ping(&quiet.netns, b.addr.ip4.into()));
+    let (stop, stopped) = mpsc::channel::<()>();
+    let source = loud.addr.ip4;
+    let flood = spawn_inside(&loud.netns, move || {
+        let socket = udp(source);
+        socket.set_broadcast(true).unwrap();
+        let mut sent = 0u64;
+        while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
+            for to in ["224.0.0.251:5353", "255.255.255.255:9", "100.64.1.200:9", "100.127.1.1:9"] {
+                sent += u64::from(socket.send_to(&[0; 64], to).is_ok());
+            }
+        }
+        sent
+    });
+    let overlay = net.nodes[0].overlay();
+    eventually("the flood flows", || overlay.stats().drops(Drop::Martian) > 1_000);
+    for _ in 0..50 {
+        assert!(ping(&quiet.netns, b.addr.ip4.into()));
+    }
+    drop(stop);
+    assert!(flood.join().unwrap() > 1_000);
+    let stats = overlay.stats();
+    assert!(stats.drops(Drop::NoPod) > 0 && stats.drops(Drop::NoPeer) > 0);
+}
+
+#[test]
+fn an_ipv6_socket_serves_both_families() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    // Node 1 listens on the unspecified IPv6 address, and its peers still know it by IPv4.
+    drop(net.nodes[1].overlay.take());
+    net.nodes[1].bind = Some("[::]:7700".parse().unwrap());
+    net.nodes[1].start();
+    let duplicate = b.tun.try_clone().unwrap();
+    net.nodes[1].overlay().add_pod(b.addr.ip4, b.addr.ip6, duplicate).unwrap();
+    net.introduce();
+    assert!(ping(&b.netns, a.addr.ip4.into()));
+    transfer(&a.netns, &b.netns, b.addr.ip4.into(), 5_000_000);
+    transfer(&b.netns, &a.netns, a.addr.ip6.into(), 5_000_000);
+}
+
+#[test]
+fn an_underlay_with_a_small_mtu_is_named() {
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    net.nodes[0].space.ip("link set u0 mtu 1400");
+    assert!(ping(&a.netns, b.addr.ip4.into()), "small packets pass");
+    let (source, to) = (a.addr.ip4, SocketAddr::new(b.addr.ip4.into(), 9));
+    inside(&a.netns, move || udp(source).send_to(&[0; 1_360], to)).unwrap();
+    let overlay = net.nodes[0].overlay();
+    eventually("the drop is counted", || overlay.stats().drops(Drop::UnderlayMtu) > 0);
+}
+
+#[test]
 fn pod_interfaces_are_as_configured() {
     let mut net = Net::new(&[Options::default()]);
     let pod = net.nodes[0].pod();

@@ -26,6 +26,8 @@ pub(super) enum Sent {
     Ok,
     /// The socket is full: try again when it is writable.
     Full,
+    /// Larger than the route's MTU; it was not fragmented.
+    TooBig,
     Failed,
 }
 
@@ -110,6 +112,8 @@ pub(super) struct Engine<R> {
     batch: Batch,
     /// The socket was full: the batch waits, and no TUN is to be read.
     pub(super) blocked: bool,
+    /// Sessions came or went since this was last cleared.
+    pub(super) sessions_changed: bool,
     icmp_bucket: Bucket,
     icmp: Vec<u8>,
     flat: Vec<u8>,
@@ -133,6 +137,7 @@ impl<R: Rng> Engine<R> {
             rebuild: Rebuild::default(),
             batch: Batch::new(),
             blocked: false,
+            sessions_changed: false,
             icmp_bucket: Bucket::new(icmp::ERRORS_PER_S_MAX, icmp::ERRORS_BURST, now_us),
             icmp: Vec::new(),
             flat: Vec::new(),
@@ -301,6 +306,7 @@ impl<R: Rng> Engine<R> {
                     self.blocked = true;
                     return false;
                 }
+                Sent::TooBig => self.counters.dropped_many(Drop::UnderlayMtu, batch.count as u64),
                 Sent::Failed => self.counters.dropped_many(Drop::SendFailed, batch.count as u64),
             }
         }
@@ -480,6 +486,7 @@ impl<R: Rng> Engine<R> {
     /// Does what the sessions have due.
     pub(super) fn timer(&mut self, now_us: u64, ports: &mut impl Ports) {
         self.sessions.timer(now_us, &mut self.rng, &mut self.outputs);
+        self.sessions_changed = true;
         self.act(ports);
     }
 
@@ -492,9 +499,13 @@ impl<R: Rng> Engine<R> {
                         self.counters.add(Count::UdpTxDatagrams, 1);
                         self.counters.add(Count::UdpTxBytes, bytes.len() as u64);
                     }
+                    Sent::TooBig => self.counters.dropped(Drop::UnderlayMtu),
                     Sent::Full | Sent::Failed => self.counters.dropped(Drop::SendFailed),
                 },
-                Output::Up(_) => self.counters.add(Count::Handshakes, 1),
+                Output::Up(_) => {
+                    self.sessions_changed = true;
+                    self.counters.add(Count::Handshakes, 1);
+                }
                 Output::Dropped(why, packets) => self.counters.dropped_many(why, packets),
             }
         }

@@ -16,10 +16,10 @@ use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use rand::TryRng;
 
 use super::engine::{Engine, Ports, Sent};
-use super::{Command, Shared};
+use super::{Command, Peer, Shared};
 use crate::counters::{Counters, Drop};
 use crate::gso::JOINED_MAX;
-use crate::path::{End, PodId, Pods};
+use crate::path::{End, OwnPrefixes, PeerPrefixes, PodId, Pods, Routes};
 use crate::sys::{self, RawAddr};
 use crate::wire::VnetHdr;
 
@@ -54,6 +54,8 @@ struct Fds {
     shared: Arc<Shared>,
     registry: Registry,
     watches_writable: bool,
+    /// Whether the socket is an IPv6 one: IPv4 peers then have mapped addresses.
+    ipv6: bool,
 }
 
 pub(super) struct DataThread {
@@ -85,6 +87,7 @@ impl DataThread {
     pub(super) fn new(parts: Parts) -> std::io::Result<Self> {
         let registry = parts.poll.registry().try_clone()?;
         registry.register(&mut SourceFd(&parts.udp.as_raw_fd()), UDP, Interest::READABLE)?;
+        let ipv6 = parts.udp.local_addr()?.is_ipv6();
         let fds = Fds {
             udp: parts.udp,
             host: None,
@@ -92,6 +95,7 @@ impl DataThread {
             shared: parts.shared,
             registry,
             watches_writable: false,
+            ipv6,
         };
         Ok(Self {
             poll: parts.poll,
@@ -118,11 +122,10 @@ impl DataThread {
                 // epoll itself failed: nothing can be served any more.
                 Err(_) => return,
             }
-            let now_us = self.now_us();
             for event in &events {
                 match event.token() {
                     WAKE => {
-                        if !self.obey(now_us) {
+                        if !self.obey() {
                             return;
                         }
                     }
@@ -153,7 +156,9 @@ impl DataThread {
             // What was held for a session may have been sent on its own; nothing is left in the batch.
         }
         self.fds.watch_writable(self.engine.blocked);
-        self.fds.shared.sessions.store(self.engine.sessions.up() as u64, Relaxed);
+        if std::mem::take(&mut self.engine.sessions_changed) {
+            self.fds.shared.sessions.store(self.engine.sessions.up() as u64, Relaxed);
+        }
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -198,6 +203,7 @@ impl DataThread {
                     let now_us = self.now_us();
                     let Some(bytes) = self.udp_buffer.get_mut(..received.len) else { continue };
                     let from = received.from;
+                    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
                     self.engine.udp_datagrams(now_us, from, bytes, received.segment, &mut self.fds);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
@@ -232,12 +238,10 @@ impl DataThread {
     }
 
     /// Carries out commands. `false` to stop.
-    fn obey(&mut self, now_us: u64) -> bool {
+    fn obey(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Peers { peers, own }) => {
-                    self.set_peers(now_us, &peers, own);
-                }
+                Ok(Command::Peers { peers, own }) => self.set_peers(&peers, own),
                 Ok(Command::AddPod { addr, tun, offload }) => match Pods::id(addr) {
                     Some(id) => {
                         self.detach(End::Pod(id));
@@ -264,21 +268,18 @@ impl DataThread {
         }
     }
 
-    fn set_peers(&mut self, _now_us: u64, peers: &[super::Peer], own: crate::path::OwnPrefixes) {
+    fn set_peers(&mut self, peers: &[Peer], own: OwnPrefixes) {
         let keys: Vec<_> = peers.iter().map(|p| (p.public_key, p.endpoint)).collect();
         let ids = self.engine.sessions.set_peers(&keys);
         let prefixes: Vec<_> = peers
             .iter()
             .zip(ids)
             .filter_map(|(peer, id)| {
-                Some(crate::path::PeerPrefixes {
-                    id: id?,
-                    prefix4: peer.prefix4,
-                    prefix6: peer.prefix6,
-                })
+                Some(PeerPrefixes { id: id?, prefix4: peer.prefix4, prefix6: peer.prefix6 })
             })
             .collect();
-        self.engine.path.routes = crate::path::Routes::new(own, &prefixes);
+        self.engine.path.routes = Routes::new(own, &prefixes);
+        self.engine.sessions_changed = true;
     }
 
     fn attach(&mut self, end: End, tun: OwnedFd, offload: bool) {
@@ -366,16 +367,27 @@ impl Fds {
                 Ok(_) => {}
                 // Those before it are on their way: they cannot be sent again, so the rest is lost.
                 Err(error) if error.kind() == ErrorKind::WouldBlock && n == 0 => return Sent::Full,
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => result = Sent::TooBig,
                 Err(_) => result = Sent::Failed,
             }
         }
         result
     }
+
+    /// An address as the socket's family wants it.
+    fn outer(&self, to: SocketAddr) -> RawAddr {
+        match to {
+            SocketAddr::V4(v4) if self.ipv6 => {
+                RawAddr::new(SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()))
+            }
+            to => RawAddr::new(to),
+        }
+    }
 }
 
 impl Ports for Fds {
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
-        let to = RawAddr::new(to);
+        let to = self.outer(to);
         if bytes.len() <= segment || !self.shared.gso.load(Relaxed) {
             return self.send_each(&to, bytes, segment);
         }
@@ -384,14 +396,16 @@ impl Ports for Fds {
             Ok(_) => Sent::Ok,
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => Sent::Full,
-                // The device cannot checksum (EIO), the kernel does not like the sizes (EINVAL): do without from now on. Too large for the route
-                // (EMSGSIZE) may concern one peer only.
-                Some(code @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {
-                    if code != libc::EMSGSIZE {
+                // The device cannot checksum (EIO), or the kernel does not like the sizes (EINVAL; before 6.14 also for what is too large for
+                // the route): if one by one they pass, do without from now on.
+                Some(libc::EIO | libc::EINVAL) => {
+                    let sent = self.send_each(&to, bytes, segment);
+                    if sent == Sent::Ok {
                         self.shared.gso.store(false, Relaxed);
                     }
-                    self.send_each(&to, bytes, segment)
+                    sent
                 }
+                Some(libc::EMSGSIZE) => Sent::TooBig,
                 _ => Sent::Failed,
             },
         }

@@ -112,6 +112,8 @@ pub struct Node {
     pub addresses: PodAddresses,
     pub options: Options,
     pub boot: u64,
+    /// Another address to bind than the underlay's.
+    pub bind: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy)]
@@ -182,6 +184,7 @@ impl Node {
             addresses,
             options,
             boot: 0,
+            bind: None,
         };
         node.start();
         node
@@ -192,7 +195,7 @@ impl Node {
         self.boot += 1;
         let overlay6 = Prefix6::new(self.prefix6.network(), 48).unwrap();
         let config = Config {
-            bind: SocketAddr::new(self.underlay.into(), 7_700),
+            bind: self.bind.unwrap_or(SocketAddr::new(self.underlay.into(), 7_700)),
             static_key: self.key.clone(),
             psk: Psk::from_bytes([self.options.psk; 32]),
             boot: self.boot,

@@ -341,7 +341,6 @@ fn a_peers_metadata_is_not_believed() {
     // Segments that do not follow each other are not joined, whatever their index says.
     world.ports[1].written.clear();
     for index in 0..3 {
-        world.from_pod(0, VnetHdr::default(), &[]);
         let packet = tcp(pod4(1), pod4(2), 100);
         world.engines[0].seal_to(
             world.now_us,
