@@ -153,14 +153,14 @@ impl World {
     /// With a session between the two.
     fn connected(offload: bool) -> Self {
         let mut world = Self::new(offload);
-        world.from_pod(0, VnetHdr::default(), &udp(pod4(1), pod4(2), b"hello"));
+        world.pod_sends(0, VnetHdr::default(), &udp(pod4(1), pod4(2), b"hello"));
         world.settle();
         assert_eq!(world.ports[1].written.len(), 1, "connected");
         world.ports[1].written.clear();
         world
     }
 
-    fn from_pod(&mut self, at: usize, header: VnetHdr, packet: &[u8]) {
+    fn pod_sends(&mut self, at: usize, header: VnetHdr, packet: &[u8]) {
         let mut bytes = header.emit().to_vec();
         bytes.extend_from_slice(packet);
         let (engine, ports) = (&mut self.engines[at], &mut self.ports[at]);
@@ -254,7 +254,7 @@ fn open(gso_type: u8, gso_size: u16, offset: u16) -> VnetHdr {
 #[test]
 fn a_large_packet_crosses_in_few_calls_and_arrives_large() {
     let mut world = World::connected(true);
-    world.from_pod(0, open(GSO_TCPV4, 1_360, 16), &tcp(pod4(1), pod4(2), 40 * 1_360));
+    world.pod_sends(0, open(GSO_TCPV4, 1_360, 16), &tcp(pod4(1), pod4(2), 40 * 1_360));
     world.engines[0].flush(&mut world.ports[0]);
     assert_eq!(world.ports[0].sent.len(), 1, "one send call");
     assert_eq!(world.ports[0].sent[0].2, 1_400 + DATA_OVERHEAD);
@@ -270,9 +270,9 @@ fn a_large_packet_crosses_in_few_calls_and_arrives_large() {
 #[test]
 fn without_offloads_every_packet_is_whole_and_summed() {
     let mut world = World::connected(false);
-    world.from_pod(0, open(GSO_TCPV4, 1_000, 16), &tcp(pod4(1), pod4(2), 3_500));
-    world.from_pod(0, open(GSO_UDP_L4, 700, 6), &udp(pod4(1), pod4(2), &[7; 1_500]));
-    world.from_pod(0, open(0, 0, 6), &udp(pod4(1), pod4(2), &[7; 10]));
+    world.pod_sends(0, open(GSO_TCPV4, 1_000, 16), &tcp(pod4(1), pod4(2), 3_500));
+    world.pod_sends(0, open(GSO_UDP_L4, 700, 6), &udp(pod4(1), pod4(2), &[7; 1_500]));
+    world.pod_sends(0, open(0, 0, 6), &udp(pod4(1), pod4(2), &[7; 10]));
     world.settle();
     let written = &world.ports[1].written;
     assert_eq!(written.len(), 4 + 3 + 1);
@@ -289,7 +289,7 @@ fn without_offloads_every_packet_is_whole_and_summed() {
 fn small_datagrams_of_one_flow_are_joined() {
     let mut world = World::connected(true);
     for n in 0..10u8 {
-        world.from_pod(0, open(0, 0, 6), &udp(pod4(1), pod4(2), &[n; 64]));
+        world.pod_sends(0, open(0, 0, 6), &udp(pod4(1), pod4(2), &[n; 64]));
     }
     world.settle();
     let (_, header, packet) = &world.ports[1].written[0];
@@ -363,7 +363,7 @@ fn bad_transport_checksums_are_passed_unmarked() {
     let mut world = World::connected(true);
     let mut bad = udp(pod4(1), pod4(2), b"x");
     bad[26..28].copy_from_slice(&[0xde, 0xad]);
-    world.from_pod(0, VnetHdr::default(), &bad);
+    world.pod_sends(0, VnetHdr::default(), &bad);
     world.settle();
     let (_, header, packet) = &world.ports[1].written[0];
     assert_eq!(*header, VnetHdr::default(), "the receiver's kernel judges");
@@ -381,13 +381,13 @@ fn a_pods_lies_to_its_tun_are_refused() {
         open(GSO_TCPV4, 1_361, 16),
         open(0x55, 1_000, 16),
     ] {
-        world.from_pod(0, header, &good);
+        world.pod_sends(0, header, &good);
     }
     let small = udp(pod4(1), pod4(2), b"x");
-    world.from_pod(0, VnetHdr { checksum_start: 9_000, ..open(0, 0, 6) }, &small);
+    world.pod_sends(0, VnetHdr { checksum_start: 9_000, ..open(0, 0, 6) }, &small);
     assert_eq!(world.drops(0, Drop::BadOffload), 6);
     for len in 0..28 {
-        world.from_pod(0, VnetHdr::default(), &small[..len]);
+        world.pod_sends(0, VnetHdr::default(), &small[..len]);
     }
     assert_eq!(world.drops(0, Drop::Malformed), 28);
     world.settle();
@@ -407,7 +407,7 @@ fn extension_headers_are_not_taken_for_tcp() {
     packet.extend_from_slice(&[0x30, 0x39, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4]);
     let pseudo: u64 = sum_words(0, &packet[8..40]) + 12 + 17;
     packet[54..56].copy_from_slice(&fold(pseudo).to_be_bytes());
-    world.from_pod(0, VnetHdr { checksum_start: 48, ..open(0, 0, 6) }, &packet);
+    world.pod_sends(0, VnetHdr { checksum_start: 48, ..open(0, 0, 6) }, &packet);
     world.settle();
     let (_, header, arrived) = &world.ports[1].written[0];
     assert_eq!(*header, VnetHdr::default());
@@ -420,7 +420,7 @@ fn errors_to_senders_are_limited() {
     for port in 0..500u16 {
         let [p0, p1] = port.to_be_bytes();
         let to = Ipv4Addr::new(100, 64, 1, 3 + (port % 200) as u8);
-        world.from_pod(
+        world.pod_sends(
             0,
             VnetHdr::default(),
             &ipv4(
@@ -447,7 +447,7 @@ fn ttl_ends_at_the_first_node() {
         let mut packet = udp(pod4(1), pod4(2), b"x");
         packet[8] = ttl;
         fill_ipv4_checksum(&mut packet, 20);
-        world.from_pod(0, VnetHdr::default(), &packet);
+        world.pod_sends(0, VnetHdr::default(), &packet);
     }
     assert_eq!(world.drops(0, Drop::TtlExceeded), 2);
     assert_eq!(world.ports[0].written[0].2[20], 11, "time exceeded");
@@ -457,7 +457,7 @@ fn ttl_ends_at_the_first_node() {
 fn a_silent_peer_holds_a_bounded_queue_and_nothing_grows() {
     let mut world = World::connected(true);
     for _ in 0..1_000 {
-        world.from_pod(0, VnetHdr::default(), &udp(pod4(1), pod4(3), &[0; 1_000]));
+        world.pod_sends(0, VnetHdr::default(), &udp(pod4(1), pod4(3), &[0; 1_000]));
     }
     assert_eq!(world.drops(0, Drop::PendingFull), 1_000 - PENDING_MAX as u64);
     for _ in 0..400 {
@@ -470,7 +470,7 @@ fn a_silent_peer_holds_a_bounded_queue_and_nothing_grows() {
 #[test]
 fn a_full_socket_loses_nothing_that_was_batched() {
     let mut world = World::connected(true);
-    world.from_pod(0, VnetHdr::default(), &udp(pod4(1), pod4(2), b"waits"));
+    world.pod_sends(0, VnetHdr::default(), &udp(pod4(1), pod4(2), b"waits"));
     world.ports[0].full = true;
     assert!(!world.engines[0].flush(&mut world.ports[0]));
     assert!(world.engines[0].blocked);
