@@ -92,9 +92,18 @@ fn make(dir: &Path) -> Result<()> {
 
 /// Lets children of `dir` have every wanted controller that it has; what fails is noticed when a limit is set.
 fn hand_down(dir: &Path) {
+    let Ok(there) = std::fs::read_to_string(dir.join("cgroup.controllers")) else { return };
+    let wanted: Vec<String> = WANTED
+        .iter()
+        .filter(|w| there.split_whitespace().any(|c| c == **w))
+        .map(|w| format!("+{w}"))
+        .collect();
     let file = dir.join("cgroup.subtree_control");
-    for controller in WANTED {
-        let _ = write(&file, &format!("+{controller}"));
+    if !wanted.is_empty() && write(&file, &wanted.join(" ")).is_err() {
+        // All or nothing: one that cannot be given must not keep the others back.
+        for controller in wanted {
+            let _ = write(&file, &controller);
+        }
     }
 }
 

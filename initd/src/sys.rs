@@ -208,6 +208,17 @@ unsafe fn clone3_call(
     r
 }
 
+/// The mount namespace of a pidfd's process; since Linux 6.11.
+pub(crate) fn mount_namespace(pidfd: BorrowedFd<'_>) -> Option<OwnedFd> {
+    /// `_IO(PIDFS_IOCTL_MAGIC, 3)`.
+    const PIDFD_GET_MNT_NAMESPACE: libc::Ioctl = 0xff03;
+    // SAFETY: takes no argument and gives a new descriptor that nobody else knows.
+    unsafe {
+        let fd = libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_MNT_NAMESPACE, 0);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
+    }
+}
+
 /// Reaps the child of a pidfd: its raw status, or `None` while it runs.
 pub(crate) fn reap_pidfd(pidfd: BorrowedFd<'_>, wait: bool) -> Result<Option<c_int>> {
     // SAFETY: all zeroes is a valid siginfo_t.

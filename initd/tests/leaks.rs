@@ -113,7 +113,7 @@ fn a_shim_that_restarts_and_joins_keeps_its_size() {
     let private = || private_kb(pid);
     let kb = private();
     let null = std::fs::File::open("/dev/null").expect("null");
-    for round in 0..100 {
+    for round in 0..100u32 {
         let exec = ExecSpec {
             container: "stays".into(),
             argv: vec![

@@ -132,6 +132,9 @@ pub(crate) struct Launched {
     pub(crate) errors: OwnedFd,
     /// Where a mini-init writes its program's wait status.
     pub(crate) report: Option<OwnedFd>,
+    /// Keeps the container's mounts from being taken down on its way out: that waits for a grace period of all CPUs, and
+    /// is better done when the end has been told.
+    pub(crate) _mounts: Option<OwnedFd>,
 }
 
 /// Clones and lets the child go its way.
@@ -150,7 +153,8 @@ pub(crate) fn start(plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>) -> Result<L
     for fd in [Some(&errors), report.as_ref().map(|(r, _)| r)].into_iter().flatten() {
         rustix::io::ioctl_fionbio(fd, true).map_err(clone_failed)?;
     }
-    Ok(Launched { pid, pidfd, errors, report: report.map(|(r, _)| r) })
+    let mounts = plan.is_new().then(|| sys::mount_namespace(pidfd.as_fd())).flatten();
+    Ok(Launched { pid, pidfd, errors, report: report.map(|(r, _)| r), _mounts: mounts })
 }
 
 /// What a child's report means, in words.

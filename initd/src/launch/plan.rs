@@ -255,6 +255,11 @@ impl<'a> Plan<'a> {
         self.init
     }
 
+    /// Whether the child gets namespaces of its own.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(self.space, Space::New { .. })
+    }
+
     /// Whether the program runs in the pod's user namespace.
     pub(crate) fn in_userns(&self) -> bool {
         self.userns.is_some()

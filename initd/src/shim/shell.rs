@@ -244,8 +244,8 @@ impl Shell {
             }
             Output::Stopped => {
                 self.stopped_at_us = Some(self.now_us());
-                self.save_status();
                 self.tell(&Reply::Stopped);
+                self.save_status();
                 self.quit |= self.terminated;
             }
         }
