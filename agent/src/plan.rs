@@ -141,6 +141,8 @@ impl Plan {
         let mut container = ContainerSpec::new(from.name.clone(), root, argv);
         container.idmap = RootIdmap::Done;
         container.read_only = from.read_only;
+        // The kernel ignores a signal that PID 1 has no handler for, and most programs reap nobody.
+        container.init = true;
         container.env = self.env(from, image)?;
         container.workdir =
             from.workdir.clone().unwrap_or_else(|| image.config.working_dir.clone());

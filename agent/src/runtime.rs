@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::api::server::{self, Call, Core, Shared};
 use crate::config::NodeConfig;
 use crate::fetch::{Fetched, Fetcher};
-use crate::flock::Credentials;
+use crate::flock::{Credentials, FlockInfo};
 use crate::node::{Channels, Node, Parts, cgroup_conditions, find_pods};
 use crate::tls;
 use crate::worker::{Done, Worker};
@@ -46,7 +46,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let mounts = Mounts::new(config.run.join("layers"))?;
     let cgroups = Cgroups::probe();
     let conditions = cgroup_conditions(cgroups.as_ref());
-    let cgroup = open_cgroup(cgroups.as_ref(), &config)?;
+    let cgroup = open_cgroup(cgroups.as_ref(), &cgroup_name(&credentials.info, &config.name))?;
     let (adopted, remains) = find_pods(&config.run.join("pods"));
 
     let mut poll = Poll::new().context("cannot make an epoll")?;
@@ -185,17 +185,15 @@ fn check_privileges() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The name of a node's cgroup.
-pub fn cgroup_name(node: &str) -> String {
-    format!("quelea-{node}")
+/// The name of a node's cgroup: nodes of several flocks may share a machine.
+pub fn cgroup_name(flock: &FlockInfo, node: &str) -> String {
+    let id = flock.id.get(..8).unwrap_or(&flock.id);
+    format!("quelea-{id}-{node}")
 }
 
-fn open_cgroup(
-    cgroups: Option<&Cgroups>,
-    config: &NodeConfig,
-) -> anyhow::Result<Option<NodeCgroup>> {
+fn open_cgroup(cgroups: Option<&Cgroups>, name: &str) -> anyhow::Result<Option<NodeCgroup>> {
     let Some(cgroups) = cgroups else { return Ok(None) };
-    let cgroup = cgroups.node(&cgroup_name(&config.name)).with_context(|| {
+    let cgroup = cgroups.node(name).with_context(|| {
         format!("cannot make this node's cgroup below {}", cgroups.root.display())
     })?;
     Ok(Some(cgroup))

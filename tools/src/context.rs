@@ -61,6 +61,12 @@ impl Context {
         if let Some(node) = dev.as_ref().and_then(|dev| dev.nodes.iter().find(|n| n.is_up())) {
             return Ok(context(Endpoint::Unix(node.socket())));
         }
+        if dev.is_some() {
+            bail!(
+                "the dev flock {:?} has no node with power; start one by `quelea dev start n1`, or the flock again by `quelea dev stop` and `quelea dev`",
+                registry::name()
+            );
+        }
         bail!(
             "no node to ask: no agent on this machine ({LOCAL_SOCKET}), no `quelea dev` flock either; name one by --node NAME@ADDRESS, or start a flock by `sudo quelea dev`"
         )
@@ -100,7 +106,7 @@ impl Context {
     /// It is not known, or no way leads there from here.
     pub async fn reach(&self, name: &str) -> Result<Endpoint> {
         if let Some(node) = self.dev.as_ref().and_then(|dev| dev.node(name))
-            && matches!(&self.endpoint, Endpoint::Unix(path) if path.starts_with(registry::RUN_DIR))
+            && matches!(&self.endpoint, Endpoint::Unix(path) if path.starts_with(registry::run_dir()))
         {
             return Ok(Endpoint::Unix(node.socket()));
         }

@@ -335,9 +335,10 @@ async fn import(
     std::thread::spawn(move || {
         use std::os::fd::AsRawFd as _;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let result =
-            store.import(std::path::Path::new(&path), query.reference.as_deref(), &mut |_| {});
-        let _ = sender.send(result);
+        let from = std::path::Path::new(&path);
+        let result = store.import(from, query.reference.as_deref(), &mut |_| {});
+        // People know what they sent, not by which descriptor it is read.
+        let _ = sender.send(result.map_err(|error| error.to_string().replace(&path, "the upload")));
     });
     let record = receiver
         .await

@@ -249,11 +249,8 @@ impl Node {
         self.sched_step(sched::Input::Recovered);
         // The first node of a flock has nobody to ask; others give their seeds a while.
         let now_us = self.clock.now_us();
-        self.alone_us = Some(if self.config.join.is_empty() {
-            now_us
-        } else {
-            now_us + network::ALONE_AFTER_US
-        });
+        self.joined = self.config.join.is_empty();
+        self.alone_us = Some(if self.joined { now_us } else { now_us + network::ALONE_AFTER_US });
         self.pump();
         Ok(())
     }
@@ -497,6 +494,12 @@ impl Node {
             gossip::State::Left => sched::MemberState::Left,
         };
         self.event(format!("node/{}", member.name), member.state.to_string());
+        if member.state.is_live() && !self.joined {
+            // A peer joined us before our own joining found anybody: what it knows comes with the next exchange.
+            self.joined = true;
+            let soon = self.clock.now_us() + network::EXCHANGE_US;
+            self.alone_us = self.alone_us.map(|at| at.min(soon));
+        }
         self.overlay_dirty = true;
         self.peers_dirty = true;
         self.sched_step(sched::Input::Member { name: &member.name, state });

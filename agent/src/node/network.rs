@@ -20,6 +20,10 @@ use crate::worker::POD_MTU;
 /// A node whose seeds have not answered by then claims its prefix on its own, in microseconds.
 pub(super) const ALONE_AFTER_US: u64 = 5_000_000;
 
+/// A peer that joined this node has told what it knows by then, in microseconds; what comes later is settled by the claims' own
+/// rules.
+pub(super) const EXCHANGE_US: u64 = 300_000;
+
 /// The prefix that this node had before a restart: `network.json` in the state directory.
 #[derive(Serialize, Deserialize)]
 struct Remembered {

@@ -167,7 +167,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").into(),
             flock: self.credentials.info.name.clone(),
             boot: gossip.me().generation,
-            joined: self.joined || self.config.join.is_empty(),
+            joined: self.joined,
             network_ready: self.addresses.is_some(),
             alive: u32::try_from(live.count()).unwrap_or(u32::MAX).saturating_add(1),
             records: u64::try_from(gossip.range("").count()).unwrap_or(u64::MAX),

@@ -2,13 +2,13 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::registry::RUN_DIR;
+use super::registry::run_dir;
 
 /// The longest request or answer, in bytes.
 const MESSAGE_BYTES_MAX: u64 = 4096;
@@ -29,7 +29,7 @@ pub(super) type Answer = Result<String, String>;
 
 /// Where the socket is.
 pub(super) fn path() -> PathBuf {
-    Path::new(RUN_DIR).join("control.sock")
+    run_dir().join("control.sock")
 }
 
 /// Asks the supervisor and prints its answer.

@@ -4,10 +4,29 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// Names the dev flock meant, where several run on one machine.
+pub const NAME_VARIABLE: &str = "QUELEA_DEV";
+
+/// The name of the dev flock meant: `$QUELEA_DEV`, or `dev`. One that could not name a directory is not taken.
+pub fn name() -> String {
+    let name = std::env::var(NAME_VARIABLE).unwrap_or_default();
+    if agent::flock::name_is_valid(&name) { name } else { "dev".into() }
+}
+
 /// Sockets, keys, logs: everything that need not outlive the flock.
-pub const RUN_DIR: &str = "/run/quelea-dev";
+pub fn run_dir() -> PathBuf {
+    Path::new("/run/quelea-dev").join(name())
+}
+
 /// The nodes' disks: images and records.
-pub const STATE_DIR: &str = "/var/lib/quelea-dev";
+pub fn state_dir() -> PathBuf {
+    Path::new("/var/lib/quelea-dev").join(name())
+}
+
+/// Held by the flock's supervisor as long as it lives.
+pub fn lock_path() -> PathBuf {
+    Path::new("/run/lock").join(format!("quelea-{}.lock", name()))
+}
 
 /// A running dev flock.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +48,8 @@ pub struct DevNode {
     pub address: String,
     /// Its rack.
     pub rack: String,
+    /// The name of its cgroup.
+    pub cgroup: String,
 }
 
 impl DevFlock {
@@ -39,8 +60,8 @@ impl DevFlock {
 
     /// Writes it for others to read, as a whole.
     pub fn write(&self) -> std::io::Result<()> {
-        let path = Path::new(RUN_DIR).join("flock.json");
-        let new = Path::new(RUN_DIR).join("flock.json.new");
+        let path = run_dir().join("flock.json");
+        let new = run_dir().join("flock.json.new");
         std::fs::write(&new, serde_json::to_vec_pretty(self)?)?;
         std::fs::rename(new, path)
     }
@@ -49,12 +70,12 @@ impl DevFlock {
 impl DevNode {
     /// Its directory for what a reboot clears.
     pub fn dir(&self) -> PathBuf {
-        Path::new(RUN_DIR).join("nodes").join(&self.name)
+        run_dir().join("nodes").join(&self.name)
     }
 
     /// Its disk.
     pub fn state(&self) -> PathBuf {
-        Path::new(STATE_DIR).join(&self.name)
+        state_dir().join(&self.name)
     }
 
     /// Its API.
@@ -69,12 +90,16 @@ impl DevNode {
 
     /// Whether its power is on.
     pub fn is_up(&self) -> bool {
-        self.pid_path().exists()
+        let pid = std::fs::read_to_string(self.pid_path()).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The state follows the name, which may hold anything in parentheses (proc(5)); a zombie has no power.
+        let state = stat.rsplit(')').next().unwrap_or_default().trim_start().chars().next();
+        state.is_some_and(|state| state != 'Z')
     }
 }
 
 /// The dev flock of this machine, if one is registered.
 pub fn read() -> Option<DevFlock> {
-    let bytes = std::fs::read(Path::new(RUN_DIR).join("flock.json")).ok()?;
+    let bytes = std::fs::read(run_dir().join("flock.json")).ok()?;
     serde_json::from_slice(&bytes).ok()
 }

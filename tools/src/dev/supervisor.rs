@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use agent::api::client::Endpoint;
 use agent::api::types::Status;
 use agent::config::{Capacity, NodeConfig, Ports};
-use agent::flock::Bundle;
+use agent::flock::{Bundle, FlockInfo};
 use agent::host;
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 
 use super::control::{self, Answer, Request};
 use super::node::{self, Running};
-use super::registry::{self, DevFlock, DevNode, RUN_DIR, STATE_DIR};
+use super::registry::{self, DevFlock, DevNode, run_dir, state_dir};
 
 /// The flock must be up by then.
 const UP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,12 +45,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    fn dev_nodes(&self) -> Vec<DevNode> {
+    fn dev_nodes(&self, flock: &FlockInfo) -> Vec<DevNode> {
         (1..=self.nodes)
             .map(|n| DevNode {
                 name: format!("n{n}"),
                 address: format!("10.77.0.{n}"),
                 rack: format!("r{}", (n - 1) % self.racks + 1),
+                cgroup: agent::runtime::cgroup_name(flock, &format!("n{n}")),
             })
             .collect()
     }
@@ -60,8 +61,8 @@ impl Plan {
 pub(super) fn detach(plan: &Plan) -> Result<()> {
     let start = Instant::now();
     drop(lock()?);
-    make_dir(Path::new(RUN_DIR))?;
-    let log_path = Path::new(RUN_DIR).join("supervisor.log");
+    make_dir(&run_dir())?;
+    let log_path = run_dir().join("supervisor.log");
     let log =
         File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -114,7 +115,8 @@ pub(super) fn supervise(plan: &Plan, background: bool) -> Result<()> {
         let _ = nix::unistd::setsid();
     }
     let _lock = lock()?;
-    clear(&plan.dev_nodes())?;
+    // What a supervisor left that was killed.
+    clear(&registry::read().map(|flock| flock.nodes).unwrap_or_default())?;
     let mut flock = Supervised::new(plan)?;
     let result = flock.run(plan, start, &signals, background);
     let cleared = flock.remove();
@@ -129,17 +131,17 @@ pub(super) fn stop() -> Result<()> {
     if let Ok(lock) = lock() {
         let flock = registry::read();
         let nodes = flock.map(|flock| flock.nodes).unwrap_or_default();
-        let there = Path::new(RUN_DIR).join("nodes").exists();
+        let there = run_dir().join("nodes").exists();
         clear(&nodes)?;
         drop(lock);
-        remove_dir(Path::new(RUN_DIR))?;
+        remove_dir(&run_dir())?;
         eprintln!(
             "{}",
             if there { "removed what a former dev flock left" } else { "no dev flock runs here" }
         );
         return Ok(());
     }
-    let pid_path = Path::new(RUN_DIR).join("supervisor.pid");
+    let pid_path = run_dir().join("supervisor.pid");
     let pid: i32 = fs::read_to_string(&pid_path)
         .ok()
         .and_then(|text| text.trim().parse().ok())
@@ -152,19 +154,20 @@ pub(super) fn stop() -> Result<()> {
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    remove_dir(Path::new(RUN_DIR))?;
+    remove_dir(&run_dir())?;
     eprintln!("stopped");
     Ok(())
 }
 
 /// Held as long as a supervisor lives, however it ends.
 fn lock() -> Result<Flock<File>> {
-    let path = Path::new("/run/quelea-dev.lock");
+    let path = registry::lock_path();
+    make_dir(path.parent().unwrap_or(Path::new("/")))?;
     let file = File::options()
         .create(true)
         .write(true)
         .truncate(false)
-        .open(path)
+        .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
         anyhow::anyhow!("a dev flock runs on this machine already; stop it with `quelea dev stop`")
@@ -191,17 +194,15 @@ fn remove_dir(dir: &Path) -> Result<()> {
 /// Removes everything of a flock that does not run: directories and cgroups.
 fn clear(nodes: &[DevNode]) -> Result<()> {
     for dir in ["nodes", "flock"] {
-        remove_dir(&Path::new(RUN_DIR).join(dir))?;
+        remove_dir(&run_dir().join(dir))?;
     }
     for file in ["flock.json", "control.sock"] {
-        let _ = fs::remove_file(Path::new(RUN_DIR).join(file));
+        let _ = fs::remove_file(run_dir().join(file));
     }
-    remove_dir(Path::new(STATE_DIR))?;
+    remove_dir(&state_dir())?;
     let Some(cgroups) = initd::cgroup::Cgroups::probe() else { return Ok(()) };
     for node in nodes {
-        let removed = cgroups
-            .node(&agent::runtime::cgroup_name(&node.name))
-            .and_then(initd::cgroup::NodeCgroup::remove);
+        let removed = cgroups.node(&node.cgroup).and_then(initd::cgroup::NodeCgroup::remove);
         if let Err(error) = removed {
             eprintln!("note: the cgroup of {}: {error}", node.name);
         }
@@ -222,16 +223,16 @@ impl Supervised {
         if !quelead.exists() {
             bail!("{} is missing: it belongs beside `quelea`", quelead.display());
         }
-        make_dir(Path::new(RUN_DIR))?;
-        fs::write(Path::new(RUN_DIR).join("supervisor.pid"), std::process::id().to_string())?;
+        make_dir(&run_dir())?;
+        fs::write(run_dir().join("supervisor.pid"), std::process::id().to_string())?;
         // From here on the machine's own network is out of reach, and nothing of ours is in it.
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
         node::ip(&format!(
             "link set lo up\nlink add {BRIDGE} type bridge\nlink set {BRIDGE} up\n"
         ))?;
-        let nodes = plan.dev_nodes();
-        let bundle_dir = Path::new(RUN_DIR).join("flock");
-        let bundle = Bundle::create(&bundle_dir, "dev", "dev")?;
+        let bundle_dir = run_dir().join("flock");
+        let bundle = Bundle::create(&bundle_dir, &registry::name(), "dev")?;
+        let nodes = plan.dev_nodes(&bundle.info);
         for dev in &nodes {
             bundle.issue_node(&dev.name, &dev.dir().join("credentials"))?;
             let config = toml::to_string(&config(dev, &nodes)?)?;
@@ -293,7 +294,10 @@ impl Supervised {
             .collect();
         for name in ended {
             self.running.remove(&name);
-            eprintln!("{name} has ended; its log is {RUN_DIR}/nodes/{name}/agent.log");
+            eprintln!(
+                "{name} has ended; its log is {}/nodes/{name}/agent.log",
+                run_dir().display()
+            );
         }
     }
 
@@ -371,12 +375,12 @@ impl Supervised {
             running.kill();
         }
         clear(&self.nodes)?;
-        remove_dir(Path::new(RUN_DIR))
+        remove_dir(&run_dir())
     }
 }
 
 fn log_tail(name: &str) -> String {
-    let path = Path::new(RUN_DIR).join("nodes").join(name).join("agent.log");
+    let path = run_dir().join("nodes").join(name).join("agent.log");
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n")

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::flock::Flock;
+use crate::flock::{self, Flock};
 use crate::run::{self, Built};
 
 /// With one node killed the replacements must be ready by then.
@@ -104,7 +104,7 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
     steps.next("build");
     let built = run::build()?;
     // A former run may have been killed.
-    run::output(Command::new(built.quelea()).args(["dev", "stop"]))?;
+    run::output(flock::named(&mut Command::new(built.quelea())).args(["dev", "stop"]))?;
     let before = Remains::look()?;
 
     steps.next("three nodes in three racks");
@@ -185,7 +185,7 @@ fn keep_words(built: &Built) {
     let quelea = built.quelea();
     let quelea = quelea.display();
     println!(
-        "\nthe flock is up; n3 has no power. Try\n  {quelea} nodes\n  {quelea} dev start n3\n  {quelea} ps\n  {quelea} logs -f hello.0\n  {quelea} exec hello.0 -- /hello get http://127.0.0.1:8080/peers\n  {quelea} why hello\n  {quelea} stop hello\nand remove it with\n  {quelea} dev stop"
+        "\nthe flock is up; n3 has no power. Try\n  export QUELEA_DEV=demo\n  {quelea} nodes\n  {quelea} dev start n3\n  {quelea} ps\n  {quelea} logs -f hello.0\n  {quelea} exec hello.0 -- /hello get http://127.0.0.1:8080/peers\n  {quelea} why hello\n  {quelea} stop hello\nand remove it with\n  {quelea} dev stop"
     );
 }
 
@@ -320,7 +320,7 @@ impl Remains {
                 .collect(),
             links: links.lines().filter_map(link_name).collect(),
             cgroups: find_cgroups(Path::new("/sys/fs/cgroup"), 0),
-            files: ["/run/quelea-dev", "/var/lib/quelea-dev"]
+            files: ["/run/quelea-dev/demo", "/var/lib/quelea-dev/demo"]
                 .into_iter()
                 .filter(|path| Path::new(path).exists())
                 .map(str::to_owned)

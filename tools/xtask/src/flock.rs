@@ -18,22 +18,27 @@ pub(crate) struct Flock {
     supervisor: Option<Child>,
 }
 
+/// Means the demo's flock, whatever else runs on this machine.
+pub(crate) fn named(command: &mut Command) -> &mut Command {
+    command.env("QUELEA_DEV", "demo").env_remove("QUELEA_NODE").env_remove("QUELEA_FLOCK")
+}
+
 impl Flock {
     /// Starts `quelea dev` with three nodes and returns when it says that they are up.
     pub(crate) fn start(quelea: PathBuf, keep: bool) -> Result<Self> {
         if keep {
             let mut dev = Command::new(&quelea);
-            run::check(dev.args(["dev", "--nodes", "3", "--detach"]))?;
+            run::check(named(&mut dev).args(["dev", "--nodes", "3", "--detach"]))?;
             return Ok(Self { quelea, supervisor: None });
         }
-        let mut child = Command::new(&quelea)
+        let mut child = named(&mut Command::new(&quelea))
             .args(["dev", "--nodes", "3", "--with-parent"])
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start {}", quelea.display()))?;
         let start = Instant::now();
         // Made last, once every node is up.
-        while !std::path::Path::new("/run/quelea-dev/control.sock").exists() {
+        while !std::path::Path::new("/run/quelea-dev/demo/control.sock").exists() {
             if let Some(status) = child.try_wait()? {
                 bail!("`quelea dev` ended: {status}");
             }
@@ -48,7 +53,7 @@ impl Flock {
     /// `quelea` with these arguments.
     pub(crate) fn quelea(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.quelea);
-        command.args(args).env_remove("QUELEA_NODE").env_remove("QUELEA_FLOCK");
+        named(&mut command).args(args);
         command
     }
 
