@@ -86,8 +86,8 @@ pub enum Output {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Persist {
-    /// A record is new. `local`: written here, so nobody else may hold it yet and it must be durable before any later
-    /// `Send` leaves.
+    /// A record is new. `local`: written here, so nobody else may hold it yet. Peers may hear of it before it is durable:
+    /// that makes it safer, not less safe.
     Record {
         /// The record.
         record: Record,
@@ -160,6 +160,14 @@ pub enum Event {
     Stalled {
         /// For how long, about.
         stall_us: u64,
+    },
+    /// A record written here is on this node's disk (driver only; a diskless node says it at once): what an operator may be
+    /// told is stored. Never said again for that version, and not at all once the disk has failed.
+    Durable {
+        /// Its key.
+        key: String,
+        /// Its version.
+        version: Rev,
     },
     /// The farewell is said; the node may stop.
     Left,

@@ -21,6 +21,10 @@ use crate::member::MemberInfo;
 use crate::message::{Update, put_record, read_record};
 use crate::wire::{Reader, put_text, put_varint};
 
+mod worker;
+
+pub(crate) use worker::Worker;
+
 const MAGIC: u16 = 0x51e1;
 const HEAD_BYTES: usize = 2 + 4 + 4;
 /// Longest entry: a record with its kind.
@@ -200,8 +204,8 @@ impl Disk {
         Ok(())
     }
 
-    pub(crate) fn is_dirty(&self) -> bool {
-        (self.unsynced || !self.batch.is_empty()) && !self.broken
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.broken
     }
 
     /// Whether the log has grown enough to be rewritten.

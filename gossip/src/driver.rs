@@ -1,5 +1,6 @@
 //! The only IO: a UDP socket and the log. It decides nothing.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,9 +15,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::api::{Event, Input, Output, Persist};
 use crate::config::{Config, PACKET_MAX_BYTES};
 use crate::core::Gossip;
-use crate::disk::Disk;
+use crate::disk::{Disk, Worker};
 use crate::error::Error;
-use crate::member::{Identity, MemberInfo};
+use crate::map::Rev;
+use crate::member::Identity;
 
 /// Datagrams taken in one call; the rest waits for the next, which is due at once.
 const READ_MAX: usize = 512;
@@ -66,7 +68,9 @@ pub struct Driver {
     gossip: Gossip,
     socket: UdpSocket,
     addr: SocketAddr,
-    disk: Option<Disk>,
+    disk: Option<Worker>,
+    /// Local records on their way to the disk, by ticket.
+    promised: VecDeque<(u64, String, Rev)>,
     rng: Xoshiro256PlusPlus,
     out: Vec<Output>,
     /// The socket may hold more: its edge will not come again.
@@ -104,7 +108,7 @@ impl Driver {
             None => (None, None, wall_ms.max(1)),
             Some(dir) => {
                 let (disk, restored, generation) = Disk::open(dir, &cfg.name, wall_ms)?;
-                (Some(disk), Some(restored), generation)
+                (Some(Worker::spawn(disk)?), Some(restored), generation)
             }
         };
         let me = Identity { name: cfg.name, generation, addr: public };
@@ -117,6 +121,7 @@ impl Driver {
             socket,
             addr,
             disk,
+            promised: VecDeque::new(),
             rng: Xoshiro256PlusPlus::from_seed(seed),
             out: Vec::new(),
             unread: true,
@@ -125,22 +130,29 @@ impl Driver {
         })
     }
 
-    /// Registers the socket for reading.
+    /// Registers the socket, and the pipe by which the disk's thread reports, for reading under one token.
     ///
     /// # Errors
     /// [`Error::Socket`].
     pub fn register(&mut self, registry: &Registry, token: Token) -> Result<(), Error> {
-        registry
-            .register(&mut self.socket, token, Interest::READABLE)
-            .map_err(|e| self.socket_error("register", &e))
+        let mut result = registry.register(&mut self.socket, token, Interest::READABLE);
+        if let Some(disk) = &mut self.disk {
+            let pipe = registry.register(&mut disk.done, token, Interest::READABLE);
+            result = result.and(pipe);
+        }
+        result.map_err(|e| self.socket_error("register", &e))
     }
 
-    /// Removes the socket from the poll.
+    /// Removes both from the poll.
     ///
     /// # Errors
     /// [`Error::Socket`].
     pub fn deregister(&mut self, registry: &Registry) -> Result<(), Error> {
-        registry.deregister(&mut self.socket).map_err(|e| self.socket_error("deregister", &e))
+        let mut result = registry.deregister(&mut self.socket);
+        if let Some(disk) = &mut self.disk {
+            result = result.and(registry.deregister(&mut disk.done));
+        }
+        result.map_err(|e| self.socket_error("deregister", &e))
     }
 
     /// The bound address.
@@ -227,15 +239,15 @@ impl Driver {
         self.stats
     }
 
-    /// Makes everything durable; for an orderly end.
+    /// Waits until everything is durable; for an orderly end. Nothing is remembered after it.
     ///
     /// # Errors
     /// [`Error::File`].
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.disk.as_mut().map_or(Ok(()), Disk::sync)
+        self.disk.as_mut().map_or(Ok(()), Worker::finish)
     }
 
-    /// Carries out what the core wants, in its order: a local write is durable before any later datagram leaves.
+    /// Carries out what the core wants, in its order.
     fn finish(
         &mut self,
         now_us: u64,
@@ -243,49 +255,56 @@ impl Driver {
         start: Instant,
         events: &mut Vec<Event>,
     ) -> Result<(), Error> {
-        let mut result = Ok(());
-        let mut promised = false;
+        let mut local = Vec::new();
         for output in std::mem::take(&mut self.out) {
             match output {
-                Output::Send { to, bytes } => {
-                    if std::mem::take(&mut promised) {
-                        result = result.and(self.flush());
-                    }
-                    self.send(to, &bytes);
-                }
-                Output::Persist(what) => {
-                    promised |= matches!(what, Persist::Record { local: true, .. });
-                    if let Some(disk) = &mut self.disk {
-                        result = result.and(disk.append(&what));
-                    }
-                }
+                Output::Send { to, bytes } => self.send(to, &bytes),
                 Output::Event(event) => events.push(event),
+                Output::Persist(what) => {
+                    if let Persist::Record { record, local: true } = &what {
+                        local.push((record.key.to_string(), record.version()));
+                    }
+                    if let Some(disk) = &mut self.disk {
+                        disk.remember(what);
+                        self.sync_at_us.get_or_insert(now_us + SYNC_US);
+                    }
+                }
             }
         }
-        result = result.and(self.store(promised, now_us, wall_ms));
+        let result = self.store(local, now_us, wall_ms, events);
         let took_us = start.elapsed().as_micros() as u64;
         self.stats.slowest_us = self.stats.slowest_us.max(took_us);
         self.stats.slow_calls += u64::from(took_us >= SLOW_US);
         result
     }
 
-    fn store(&mut self, promised: bool, now_us: u64, wall_ms: u64) -> Result<(), Error> {
-        let Some(disk) = &mut self.disk else { return Ok(()) };
-        let due = self.sync_at_us.is_some_and(|at| at <= now_us);
-        if promised || due {
+    fn store(
+        &mut self,
+        local: Vec<(String, Rev)>,
+        now_us: u64,
+        wall_ms: u64,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
+        let Some(disk) = &mut self.disk else {
+            let durable = |(key, version)| Event::Durable { key, version };
+            events.extend(local.into_iter().map(durable));
+            return Ok(());
+        };
+        if !local.is_empty() || self.sync_at_us.is_some_and(|at| at <= now_us) {
             self.sync_at_us = None;
-            disk.sync()?;
+            let ticket = disk.sync();
+            self.promised.extend(local.into_iter().map(|(key, rev)| (ticket, key, rev)));
         }
-        disk.write()?;
-        if disk.is_dirty() && self.sync_at_us.is_none() {
-            self.sync_at_us = Some(now_us + SYNC_US);
+        let durable = disk.durable();
+        while let Some((_, key, version)) = self.promised.pop_front_if(|p| p.0 <= durable) {
+            events.push(Event::Durable { key, version });
         }
         if disk.is_long() {
-            let roster: Vec<MemberInfo> = self.gossip.members().map(|m| m.info()).collect();
-            disk.snapshot(wall_ms, self.gossip.records(), &roster)?;
-            self.sync_at_us = None;
+            let records = self.gossip.records().cloned().collect();
+            let roster = self.gossip.members().map(|m| m.info()).collect();
+            disk.snapshot(wall_ms, records, roster);
         }
-        Ok(())
+        disk.check()
     }
 
     fn send(&mut self, to: SocketAddr, bytes: &[u8]) {

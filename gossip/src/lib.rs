@@ -29,8 +29,8 @@
 //! - Nobody is declared dead by a node whose own probe reached it, or because it was told so once; at 10 % loss, with a
 //!   one-way cut, or after a stall of its own, no living member dies (`tests/faults.rs`).
 //! - A nonce is never used twice: the boot id is drawn per boot, the counter never wraps, and the sender falls silent first.
-//! - A local write is on disk before any datagram tells of it (`driver`), and damage on disk is never mistaken for emptiness
-//!   (`disk::tests`).
+//! - What [`Event::Durable`] names is on disk, the event loop never waits for a disk, and damage on disk is never mistaken
+//!   for emptiness (`disk::tests`, `tests/driver.rs`).
 //! - Every table, queue and packet has a bound; what exceeds it is dropped, counted, and found again by comparison.
 //!
 //! Refusals: no leader, no quorum, no transactions over several keys, no reading one's own writes at another node; no

@@ -122,6 +122,8 @@ fn five_drivers_live_and_one_dies() {
     flock.until(LONG, |f| {
         (0..5).all(|n| f.body(n, "s/default/web").as_deref() == Some(&b"one"[..]))
     });
+    let durable = |e: &Event| matches!(e, Event::Durable { key, .. } if key == "s/default/web");
+    flock.until(LONG, |f| f.events[3].iter().any(durable));
     flock.input(1, Input::Delete { key: "s/default/web" });
     flock.until(LONG, |f| (0..5).all(|n| f.body(n, "s/default/web").is_none()));
 
@@ -158,6 +160,8 @@ fn a_flock_that_went_dark_finds_itself_from_its_disks() {
     let body = vec![9u8; 12_000];
     flock.input(1, Input::Put { key: "i/app", body: body.clone(), expect: Expect::Absent });
     flock.until(LONG, |f| (0..3).all(|n| f.body(n, "i/app").is_some()));
+    let durable = |e: &Event| matches!(e, Event::Durable { key, .. } if key == "i/app");
+    flock.until(LONG, |f| f.events[1].iter().any(durable));
     let ports: Vec<SocketAddr> = (0..3).filter_map(|n| flock.addr(n)).collect();
     for node in &mut flock.nodes {
         node.as_mut().expect("up").flush().expect("durable");
