@@ -15,8 +15,8 @@ use crate::tree::{Body, Dir, NodeId, ROOT, Tree};
 /// Block size of the index, and the alignment of file data in a tar.
 pub(crate) const BLOCK: usize = 512;
 const BLOCK_BITS: u8 = 9;
-/// Block addresses have 32 bits.
-pub(crate) const TAR_BYTES_MAX: u64 = (u32::MAX as u64) * BLOCK as u64;
+/// A chunk, and with it a file, has at most 2^31 blocks.
+pub(crate) const TAR_BYTES_MAX: u64 = 1 << 40;
 /// The index of the most members a tree may have stays below this; nids of inodes then fit any field.
 const INDEX_BYTES_MAX: u64 = 4 << 30;
 
@@ -430,3 +430,6 @@ impl Writer {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

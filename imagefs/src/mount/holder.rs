@@ -69,7 +69,11 @@ impl Holder {
     }
 
     pub(super) fn forget(&self, dir: &Path) -> Result<()> {
-        disk::remove_file(&self.path(dir)).map(|_| ())
+        let path = self.path(dir);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("unlink", path, e)),
+            _ => Ok(()),
+        }
     }
 
     fn parse(bytes: &[u8]) -> Option<Holder> {

@@ -47,8 +47,11 @@ fn tar(n: u8) -> Vec<u8> {
     out
 }
 
-/// An image of layers `ns` as (record, blobs).
-fn image(name: &str, ns: &[u8]) -> (ImageRecord, Vec<(BlobRef, Vec<u8>)>) {
+/// An image's record and its blobs.
+type Sample = (ImageRecord, Vec<(BlobRef, Vec<u8>)>);
+
+/// An image of layers `ns`.
+fn image(name: &str, ns: &[u8]) -> Sample {
     let tars: Vec<_> = ns.iter().map(|n| tar(*n)).collect();
     let ids: Vec<_> = tars.iter().map(|t| Digest::of(t)).collect();
     let config = serde_json::json!({
@@ -96,7 +99,7 @@ fn image(name: &str, ns: &[u8]) -> (ImageRecord, Vec<(BlobRef, Vec<u8>)>) {
     (record, blobs)
 }
 
-fn put(store: &Store, image: &(ImageRecord, Vec<(BlobRef, Vec<u8>)>)) -> Result<()> {
+fn put(store: &Store, image: &Sample) -> Result<()> {
     let _pin = store.pin(&image.0);
     for blob in store.missing(&image.0) {
         let (_, bytes) = image.1.iter().find(|(b, _)| *b == blob).unwrap();
@@ -108,7 +111,7 @@ fn put(store: &Store, image: &(ImageRecord, Vec<(BlobRef, Vec<u8>)>)) -> Result<
 }
 
 /// Everything the store says it has it has, byte for byte; and it works.
-fn check(root: &Path, images: &[(ImageRecord, Vec<(BlobRef, Vec<u8>)>)]) -> Vec<String> {
+fn check(root: &Path, images: &[Sample]) -> Vec<String> {
     let store = Store::open(root).unwrap();
     let names: Vec<_> = store.list().unwrap().into_iter().map(|r| r.reference).collect();
     for image in images {
@@ -141,7 +144,7 @@ fn check(root: &Path, images: &[(ImageRecord, Vec<(BlobRef, Vec<u8>)>)]) -> Vec<
     names
 }
 
-fn story(root: &Path, images: &[(ImageRecord, Vec<(BlobRef, Vec<u8>)>)]) -> Result<()> {
+fn story(root: &Path, images: &[Sample]) -> Result<()> {
     let store = Store::open(root)?;
     put(&store, &images[0])?;
     put(&store, &images[1])?;
