@@ -108,7 +108,7 @@ impl Admit {
         let me = turn.me().to_owned();
         let changed = turn.view.nodes.get(&me).and_then(|n| n.record.as_ref()) != Some(record);
         if changed {
-            turn.view.node_record(&me, Some(record.clone()));
+            turn.view.node_record(turn.now_us, &me, Some(record.clone()));
             turn.out.push(Output::Put { key: node_key(&me), body: record.encode() });
         }
     }

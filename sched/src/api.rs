@@ -10,6 +10,9 @@ use crate::spec::Spec;
 pub struct Config {
     /// This node's name.
     pub node: String,
+    /// This node may act before it has met another: it is the first of its flock, or all of it. Others hold
+    /// all starts until then.
+    pub bootstrap: bool,
     /// A new coordinator waits this long for claims to arrive, milliseconds.
     pub settle_ms: u64,
     /// The same where the roster has at most [`SMALL_FLOCK`] nodes.
@@ -44,6 +47,7 @@ impl Config {
     pub fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
+            bootstrap: true,
             settle_ms: 2_000,
             settle_small_ms: 1_000,
             loss_hold_ms: 1_500,

@@ -123,8 +123,15 @@ pub(crate) fn gather(turn: &Turn<'_>, key: &AppKey, app: &App, lead: &Lead) -> B
 }
 
 impl Turn<'_> {
-    /// Looks at an app that this node leads and does what is due. `held`: no starts now.
-    pub(crate) fn coordinate(&mut self, key: &AppKey, app: &mut App, held: Option<&str>) {
+    /// Looks at an app that this node leads and does what is due. `held`: no starts now;
+    /// `trouble`: starts wait for others to answer.
+    pub(crate) fn coordinate(
+        &mut self,
+        key: &AppKey,
+        app: &mut App,
+        held: Option<&str>,
+        trouble: Option<&str>,
+    ) {
         let Some(mut lead) = app.lead.take() else { return };
         lead.wake = self.now_us + TICK_US;
         if self.now_us < lead.settle_until {
@@ -148,7 +155,7 @@ impl Turn<'_> {
             Some(_) if app.is_daemon() => {}
             Some(spec) => self.service(key, app, &mut lead, &spec, held.is_some()),
         }
-        self.write_rollout(key, app, &mut lead, held);
+        self.write_rollout(key, app, &mut lead, held.or(trouble));
         app.lead = Some(lead);
     }
 
@@ -174,6 +181,14 @@ impl Turn<'_> {
         // Trimming told some to stop.
         let slots = gather(self, key, app, lead);
         if held {
+            return;
+        }
+        let due = |s: &Slot| match s.best() {
+            None => !s.offered,
+            Some(best) => !best.current || best.draining,
+        };
+        if !self.in_contact {
+            *self.want_contact |= slots.range(..spec.replicas).any(|(_, s)| due(s));
             return;
         }
         let stops = lead.stops.clone();

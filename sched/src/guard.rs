@@ -1,8 +1,9 @@
 //! When starts are held: a mass failure and a partition look alike, and the heal after one is worse.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::api::{Config, MemberState};
+use crate::hash;
 
 /// Losses and rejoins remembered; beyond it the oldest are dropped, which the counts reach long after a
 /// mass loss is already declared.
@@ -19,6 +20,8 @@ pub(crate) enum Hold {
     Minority { live: usize, roster: usize },
     /// Many were lost at once.
     MassLoss { lost: usize, roster: usize },
+    /// No other node was met since the start.
+    Alone,
     /// One was lost just now; more may follow.
     RecentLoss,
     /// Nodes came back just now; their claims may not have arrived.
@@ -39,6 +42,7 @@ impl std::fmt::Display for Hold {
                     "{lost} of {roster} nodes were lost within seconds; waiting for more to show"
                 )
             }
+            Hold::Alone => write!(f, "this node has not met its flock yet"),
             Hold::RecentLoss => write!(f, "a node was lost a moment ago"),
             Hold::Rejoin => write!(f, "nodes came back a moment ago"),
         }
@@ -48,8 +52,9 @@ impl std::fmt::Display for Hold {
 /// Watches losses and rejoins.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
-    losses: VecDeque<u64>,
-    rejoins: VecDeque<u64>,
+    /// When, and the name's hash: one node lost over and over is no mass loss.
+    losses: VecDeque<(u64, u64)>,
+    rejoins: VecDeque<(u64, u64)>,
     mass: Option<(u64, usize)>,
 }
 
@@ -59,20 +64,21 @@ impl Guard {
         &mut self,
         config: &Config,
         now_us: u64,
-        old: Option<MemberState>,
-        new: MemberState,
+        name: &str,
+        (old, new): (Option<MemberState>, MemberState),
         roster: usize,
     ) {
+        let node = hash::stable(&[name.as_bytes()]);
         let was_live = matches!(old, Some(MemberState::Alive | MemberState::Suspect));
         if was_live && new == MemberState::Dead {
-            push(&mut self.losses, now_us);
+            push(&mut self.losses, now_us, node);
             let lost = within(&self.losses, now_us, config.mass_window_ms);
             if lost > MASS_MIN && lost * 100 > roster * MASS_PERCENT {
                 self.mass = Some((now_us + config.mass_hold_ms * 1000, lost));
             }
         }
         if old == Some(MemberState::Dead) && new == MemberState::Alive {
-            push(&mut self.rejoins, now_us);
+            push(&mut self.rejoins, now_us, node);
         }
     }
 
@@ -92,7 +98,7 @@ impl Guard {
         {
             return Some((Hold::MassLoss { lost, roster }, Some(until)));
         }
-        if let Some(last) = self.rejoins.back() {
+        if let Some((last, _)) = self.rejoins.back() {
             let until = last + config.rejoin_quiet_ms * 1000;
             let recent = within(&self.rejoins, now_us, config.rejoin_quiet_ms);
             // More than 1 % of the roster; in a small flock that is any node.
@@ -100,7 +106,7 @@ impl Guard {
                 return Some((Hold::Rejoin, Some(until)));
             }
         }
-        if let Some(last) = self.losses.back() {
+        if let Some((last, _)) = self.losses.back() {
             let until = last + config.loss_hold_ms * 1000;
             if now_us < until {
                 return Some((Hold::RecentLoss, Some(until)));
@@ -110,16 +116,18 @@ impl Guard {
     }
 }
 
-fn push(events: &mut VecDeque<u64>, now_us: u64) {
+fn push(events: &mut VecDeque<(u64, u64)>, now_us: u64, node: u64) {
     if events.len() == EVENTS_MAX {
         events.pop_front();
     }
-    events.push_back(now_us);
+    events.push_back((now_us, node));
 }
 
-fn within(events: &VecDeque<u64>, now_us: u64, window_ms: u64) -> usize {
+/// Different nodes within a window.
+fn within(events: &VecDeque<(u64, u64)>, now_us: u64, window_ms: u64) -> usize {
     let from = now_us.saturating_sub(window_ms * 1000);
-    events.iter().rev().take_while(|at| **at > from || from == 0).count()
+    let recent = events.iter().rev().take_while(|(at, _)| *at > from || from == 0);
+    recent.map(|(_, node)| node).collect::<BTreeSet<_>>().len()
 }
 
 #[cfg(test)]
@@ -129,14 +137,9 @@ mod tests {
     const S: u64 = 1_000_000;
 
     fn lose(guard: &mut Guard, now: u64, n: usize, roster: usize) {
-        for _ in 0..n {
-            guard.member(
-                &Config::new("a"),
-                now,
-                Some(MemberState::Alive),
-                MemberState::Dead,
-                roster,
-            );
+        for i in 0..n {
+            let change = (Some(MemberState::Alive), MemberState::Dead);
+            guard.member(&Config::new("a"), now, &format!("n{i}"), change, roster);
         }
     }
 
@@ -184,11 +187,12 @@ mod tests {
     fn rejoining_nodes_get_three_quiet_seconds() {
         let c = Config::new("a");
         let mut g = Guard::default();
-        g.member(&c, 100 * S, Some(MemberState::Dead), MemberState::Alive, 3);
-        g.member(&c, 102 * S, Some(MemberState::Dead), MemberState::Alive, 3);
+        let back = (Some(MemberState::Dead), MemberState::Alive);
+        g.member(&c, 100 * S, "b", back, 3);
+        g.member(&c, 102 * S, "b", back, 3);
         assert_eq!(hold(&g, 104 * S, 3, 3), Some(Hold::Rejoin));
         assert_eq!(hold(&g, 105 * S, 3, 3), None);
-        g.member(&c, 200 * S, None, MemberState::Alive, 3);
+        g.member(&c, 200 * S, "d", (None, MemberState::Alive), 3);
         assert_eq!(hold(&g, 200 * S, 3, 3), None, "a first join holds nobody");
     }
 }

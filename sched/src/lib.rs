@@ -43,6 +43,7 @@
 mod admit;
 mod api;
 mod app;
+mod contact;
 mod coordinator;
 pub mod error;
 mod guard;

@@ -86,6 +86,16 @@ pub enum Message {
         /// The claim's id.
         claim: String,
     },
+    /// Do you hear me?
+    Ping {
+        /// Random.
+        nonce: u64,
+    },
+    /// I do.
+    Pong {
+        /// As asked.
+        nonce: u64,
+    },
     /// Node to coordinator: your term is old, I heard this one.
     Term {
         /// Namespace.

@@ -8,13 +8,14 @@ use rand::Rng;
 use crate::admit::Admit;
 use crate::api::{Config, Event, Input, MemberState, Output, SMALL_FLOCK};
 use crate::app::{App, Lead};
-use crate::guard::Guard;
+use crate::contact::Contact;
+use crate::guard::{Guard, Hold};
 use crate::hash;
 use crate::msg::Message;
 use crate::record::{ClaimRecord, NodeRecord, RolloutRecord, claim_key, node_key};
 use crate::spec::Spec;
 use crate::turn::Turn;
-use crate::view::{AppKey, View};
+use crate::view::{AppKey, Node, View};
 
 /// Apps remembered. Beyond it new ones are ignored.
 const APPS_MAX: usize = 100_000;
@@ -26,6 +27,10 @@ const COALESCE_ANSWERS_US: u64 = 1_000;
 const LOCAL_MAX: usize = 10_000;
 /// Records of forgotten nodes deleted in one step; the rest follow.
 const SWEEP_MAX: usize = 256;
+/// While any remain they are looked at this often: the node that should do it may have died, microseconds.
+const SWEEP_US: u64 = 5_000_000;
+/// A node of which there are records but no membership for this long was forgotten, microseconds.
+const STRAY_US: u64 = 30_000_000;
 
 /// Both halves of scheduling on one node.
 pub struct Sched {
@@ -37,12 +42,18 @@ pub struct Sched {
     /// Apps to look at, and when.
     dirty: BTreeMap<AppKey, u64>,
     daemons_dirty: bool,
-    /// Records of forgotten nodes are to be deleted.
-    sweep: bool,
+    /// When records of nodes that are no members are looked for.
+    sweep_at: Option<u64>,
     in_flight: usize,
+    contact: Contact,
+    want_contact: bool,
+    /// Nodes alive, this one included, as of the last step.
+    live: usize,
     local: VecDeque<Message>,
     held: Option<String>,
     held_until: Option<u64>,
+    /// Another node was alive since this one started.
+    met: bool,
     /// Since when this node has known the flock.
     joined_us: u64,
     due: Option<u64>,
@@ -84,6 +95,8 @@ macro_rules! turn {
             view: &mut $self.view,
             out: $out,
             in_flight: &mut $self.in_flight,
+            in_contact: $self.contact.is_fresh($now, $self.live),
+            want_contact: &mut $self.want_contact,
             local: &mut $self.local,
         }
     };
@@ -103,11 +116,15 @@ impl Sched {
             admit: Admit::default(),
             dirty: BTreeMap::new(),
             daemons_dirty: false,
-            sweep: false,
+            sweep_at: None,
             in_flight: 0,
+            contact: Contact::default(),
+            want_contact: false,
+            live: 1,
             local: VecDeque::new(),
             held: None,
             held_until: None,
+            met: false,
             joined_us: now_us,
             due: None,
         }
@@ -171,8 +188,9 @@ impl Sched {
     fn work(&mut self, now_us: u64, wall_ms: u64, rng: &mut dyn Rng, out: &mut Vec<Output>) {
         let mut turn = turn!(self, now_us, wall_ms, rng, out);
         self.admit.timers(&mut turn);
-        if self.sweep {
-            self.sweep = self.sweep_forgotten(out);
+        self.contact.timer(&mut turn);
+        if self.sweep_at.is_some_and(|at| at <= now_us) {
+            self.sweep(now_us, out);
         }
         self.hold(now_us, out);
         for _ in 0..LOCAL_MAX {
@@ -188,6 +206,10 @@ impl Sched {
                 break;
             }
         }
+        if std::mem::take(&mut self.want_contact) {
+            let mut turn = turn!(self, now_us, wall_ms, rng, out);
+            self.contact.want(&mut turn);
+        }
         self.due = self.deadline();
     }
 
@@ -201,6 +223,7 @@ impl Sched {
         let leads = self.apps.values().filter_map(|a| a.lead.as_ref()).map(|l| l.wake);
         let dirty = self.dirty.values().copied();
         let others = self.admit.next_deadline().into_iter().chain(self.held_until);
+        let others = others.chain(self.contact.next_deadline()).chain(self.sweep_at);
         leads.chain(dirty).chain(others).min()
     }
 
@@ -237,6 +260,7 @@ impl Sched {
     /// This node does not know the flock (any more): all that it leads waits for news.
     fn settle_again(&mut self, now_us: u64) {
         self.joined_us = now_us;
+        self.contact.forget();
         let until = now_us + self.settle_us();
         for app in self.apps.values_mut() {
             if let Some(lead) = &mut app.lead {
@@ -252,7 +276,9 @@ impl Sched {
         let was_alone = self.view.live() == 1;
         let was_live = self.view.nodes.get(name).is_some_and(|n| n.live());
         let Ok(old) = self.view.member(now_us, name, state) else { return };
-        self.guard.member(&self.config, now_us, old, state, self.view.roster());
+        self.live = self.view.live();
+        self.met |= state == MemberState::Alive;
+        self.guard.member(&self.config, now_us, name, (old, state), self.view.roster());
         let live = self.view.nodes.get(name).is_some_and(|n| n.live());
         if live && was_alone {
             self.settle_again(now_us);
@@ -261,7 +287,7 @@ impl Sched {
             self.rerank(now_us, name, live);
         }
         if state == MemberState::Forgotten {
-            self.sweep = true;
+            self.sweep_at = Some(now_us);
         }
         self.all_dirty(now_us);
     }
@@ -302,40 +328,60 @@ impl Sched {
         }
     }
 
-    /// Deletes records of forgotten nodes, if this node is the one to do it. True: more remain.
-    fn sweep_forgotten(&mut self, out: &mut Vec<Output>) -> bool {
-        let forgotten = |s: &Option<MemberState>| *s == Some(MemberState::Forgotten);
+    /// A record of a node that is no member arrived.
+    fn sweep_later(&mut self, now_us: u64, node: &str) {
+        let stray = |n: &Node| !n.is_member();
+        if self.sweep_at.is_none() && self.view.nodes.get(node).is_some_and(stray) {
+            self.sweep_at = Some(now_us + STRAY_US);
+        }
+    }
+
+    /// Deletes records of nodes that were forgotten, or that nobody has heard of for a while (this node
+    /// was not there when they were forgotten), if it is for this node to do.
+    fn sweep(&mut self, now_us: u64, out: &mut Vec<Output>) {
+        let mut left = SWEEP_MAX;
+        let mut again = false;
         let names: Vec<String> = self
             .view
             .nodes
             .iter()
-            .filter(|(_, n)| forgotten(&n.state))
+            .filter(|(_, n)| n.is_stray())
             .map(|(name, _)| name.clone())
             .collect();
-        let mut left = SWEEP_MAX;
         for name in names {
+            let Some(node) = self.view.nodes.get(&name) else { continue };
+            let since =
+                if node.state.is_some() { 0 } else { node.since_us.max(self.joined_us) + STRAY_US };
             let sweeper = winner(&self.view, &AppKey::new("sweep", &name));
-            if sweeper.is_none_or(|(_, w)| w != self.config.node) {
+            let mine = sweeper.is_some_and(|(_, w)| w == self.config.node);
+            if !mine || now_us < since || self.held.is_some() {
+                again = true;
                 continue;
             }
-            if self.view.nodes.get(&name).is_some_and(|n| n.record.is_some()) {
-                self.view.node_record(&name, None);
+            if node.record.is_some() {
+                self.view.node_record(now_us, &name, None);
                 out.push(Output::Delete { key: node_key(&name) });
             }
             let ids: Vec<String> =
                 self.view.claims_on(&name).take(left).map(str::to_owned).collect();
             left -= ids.len();
             for id in ids {
-                self.view.drop_claim(&id, 0, false);
+                self.view.drop_claim(&id, now_us, false);
                 out.push(Output::Delete { key: claim_key(&name, &id) });
             }
+            again |= left == 0;
         }
-        left == 0
+        self.sweep_at = again.then_some(now_us + SWEEP_US);
     }
 
     /// What holds starts now.
     fn hold(&mut self, now_us: u64, out: &mut Vec<Output>) {
-        let hold = self.guard.hold(&self.config, now_us, self.view.live(), self.view.roster());
+        let alone = !self.met && !self.config.bootstrap;
+        let hold = if alone {
+            Some((Hold::Alone, None))
+        } else {
+            self.guard.hold(&self.config, now_us, self.view.live(), self.view.roster())
+        };
         let (held, until) = match hold {
             None => (None, None),
             Some((hold, until)) => (Some(hold.to_string()), until),
@@ -405,10 +451,8 @@ impl Sched {
             Some(body) => Some(NodeRecord::decode(body).map_err(|e| e.to_string())?),
             None => None,
         };
-        self.view.node_record(node, record);
-        if self.view.nodes.get(node).is_some_and(|n| n.state == Some(MemberState::Forgotten)) {
-            self.sweep = true;
-        }
+        self.view.node_record(now_us, node, record);
+        self.sweep_later(now_us, node);
         self.all_dirty(now_us + COALESCE_US);
         Ok(())
     }
@@ -451,11 +495,10 @@ impl Sched {
     ) {
         let key = AppKey::of(&record);
         let daemon = record.daemon;
-        let forgotten = self.view.nodes.get(&record.node).map(|n| n.state);
-        if forgotten == Some(Some(MemberState::Forgotten)) {
-            self.sweep = true;
-        }
-        if self.view.put_claim(id, record, acked_us) || acked_us.is_some() {
+        let node = record.node.clone();
+        let news = self.view.put_claim(id, record, acked_us);
+        self.sweep_later(now_us, &node);
+        if news || acked_us.is_some() {
             self.daemons_dirty |= daemon;
             if self.leads(&key) {
                 self.mark(&key, at.max(now_us));
@@ -618,7 +661,7 @@ impl Sched {
         let Some(spec) = app.wanted() else { return false };
         let rank = |node: &str| (hash::rank(&key.namespace, &key.app, node), node.to_owned());
         let mine = rank(&self.config.node);
-        let eligible = |n: &crate::view::Node| {
+        let eligible = |n: &Node| {
             let fits = |r: &NodeRecord| spec.place.require.iter().all(|e| e.holds(&r.labels));
             n.live() && n.record.as_ref().is_some_and(fits)
         };
@@ -704,6 +747,15 @@ impl Sched {
                     turn.send(from, answer);
                 }
             }
+            Message::Ping { nonce } => {
+                let mut turn = turn!(self, now_us, wall_ms, rng, out);
+                turn.send(from, Message::Pong { nonce });
+            }
+            Message::Pong { nonce } => {
+                if self.contact.answered(now_us, from, nonce) {
+                    self.all_dirty(now_us);
+                }
+            }
             Message::Term { namespace, app, term } => {
                 let key = AppKey::new(&namespace, &app);
                 let mut turn = turn!(self, now_us, wall_ms, rng, out);
@@ -787,10 +839,11 @@ impl Sched {
         rng: &mut dyn Rng,
         out: &mut Vec<Output>,
     ) {
+        let trouble = self.contact.trouble(now_us);
         let held = self.held.clone();
         let mut turn = turn!(self, now_us, wall_ms, rng, out);
         if let Some(app) = self.apps.get_mut(key) {
-            turn.coordinate(key, app, held.as_deref());
+            turn.coordinate(key, app, held.as_deref(), trouble.as_deref());
         }
     }
 
@@ -798,6 +851,11 @@ impl Sched {
     #[must_use]
     pub fn held(&self) -> Option<&str> {
         self.held.as_deref()
+    }
+
+    /// A coordinator's trouble to reach the others is in its rollout record, for all to see.
+    pub(crate) fn trouble(app: &App) -> &str {
+        app.rollout.as_ref().map_or("", |r| r.held.as_str())
     }
 
     /// This node's name.

@@ -18,6 +18,10 @@ pub(crate) struct Turn<'a> {
     pub(crate) out: &'a mut Vec<Output>,
     /// Offers of this node that are not answered yet, over all apps.
     pub(crate) in_flight: &'a mut usize,
+    /// Whether enough of the flock was heard just now to start something.
+    pub(crate) in_contact: bool,
+    /// Set when it was not and something is to be started.
+    pub(crate) want_contact: &'a mut bool,
     /// Messages of this node to itself, handled within the step.
     pub(crate) local: &'a mut VecDeque<Message>,
 }

@@ -73,7 +73,7 @@ pub(crate) struct Node {
     pub(crate) state: Option<MemberState>,
     /// When it died, as seen here.
     pub(crate) died_us: u64,
-    /// Since when it is live, as seen here.
+    /// Since when it is live, or (no member) since when there are records of it, as seen here.
     pub(crate) since_us: u64,
     pub(crate) record: Option<NodeRecord>,
     /// Held by its claims.
@@ -86,6 +86,16 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn live(&self) -> bool {
         matches!(self.state, Some(MemberState::Alive | MemberState::Suspect))
+    }
+
+    /// Known to membership, dead ones too.
+    pub(crate) fn is_member(&self) -> bool {
+        self.on_roster() || self.state == Some(MemberState::Left)
+    }
+
+    /// There are records of it, but it is no member.
+    pub(crate) fn is_stray(&self) -> bool {
+        !self.is_member() && (self.record.is_some() || !self.claims.is_empty())
     }
 
     fn on_roster(&self) -> bool {
@@ -182,12 +192,13 @@ impl View {
         Ok(old)
     }
 
-    pub(crate) fn node_record(&mut self, name: &str, record: Option<NodeRecord>) {
+    pub(crate) fn node_record(&mut self, now_us: u64, name: &str, record: Option<NodeRecord>) {
         if record.is_none() && !self.nodes.contains_key(name) {
             return;
         }
         if self.nodes.contains_key(name) || self.nodes.len() < NODES_MAX {
-            self.nodes.entry(name.to_owned()).or_default().record = record;
+            let new = || Node { since_us: now_us, ..Node::default() };
+            self.nodes.entry(name.to_owned()).or_insert_with(new).record = record;
         }
     }
 

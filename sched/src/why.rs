@@ -140,7 +140,7 @@ impl Sched {
         why.desired = counts.desired;
         why.ready = counts.ready;
         why.coordinator = app.winner.as_ref().map(|(_, w)| w.clone()).unwrap_or_default();
-        why.held = self.held().unwrap_or_default().to_owned();
+        why.held = self.held().unwrap_or_else(|| Sched::trouble(app)).to_owned();
         let Some(spec) = app.wanted() else { return why };
         let missing = if spec.kind == Kind::Daemon {
             self.missing_daemons(&key, app, spec)

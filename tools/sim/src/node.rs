@@ -14,15 +14,28 @@ use sched::{ClaimRecord, MemberState, NodeRecord, Observed, Sched, Spec};
 #[derive(Debug)]
 pub enum Effect {
     /// Carry a datagram.
-    Send { to: std::net::SocketAddr, bytes: Vec<u8> },
+    Send {
+        /// To where.
+        to: std::net::SocketAddr,
+        /// Sealed.
+        bytes: Vec<u8>,
+    },
     /// Write to the disk.
     Persist(Persist),
     /// Start a pod.
     Start(sched::Claim),
     /// Stop a pod.
-    Stop { claim: String },
+    Stop {
+        /// Claim id.
+        claim: String,
+    },
     /// The scheduler wrote or deleted this key.
-    Wrote { key: String, delete: bool },
+    Wrote {
+        /// Map key.
+        key: String,
+        /// Deleted.
+        delete: bool,
+    },
     /// For marks and the trace.
     Sched(sched::Event),
     /// For checks.
@@ -88,7 +101,10 @@ impl Node {
             gossip.restore(now_us, wall_ms, restored);
         }
         let mut node = Node {
-            sched: Sched::new(sched::Config::new(&name), now_us),
+            sched: Sched::new(
+                sched::Config { bootstrap: false, ..sched::Config::new(&name) },
+                now_us,
+            ),
             gossip,
             rng: Xoshiro256PlusPlus::seed_from_u64(boot.seed),
             todo: VecDeque::new(),

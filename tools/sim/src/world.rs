@@ -180,7 +180,9 @@ impl World {
                 break;
             }
         }
-        if let Err(wrong) = wrong {
+        if !self.violations.is_empty() {
+            // Said already.
+        } else if let Err(wrong) = wrong {
             self.violate(format!(
                 "not whole {} s after the heal: {wrong}",
                 self.options.liveness_s
