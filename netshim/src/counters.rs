@@ -23,7 +23,7 @@ macro_rules! counters {
 
 counters! {
     /// Why a packet was dropped.
-    Drop {
+    DropReason {
         /// Not IPv4 or IPv6, or a header that contradicts the length.
         Malformed = "malformed",
         /// A pod or the host sent with a source that is not its own.
@@ -106,16 +106,16 @@ counters! {
 /// Shared between the data thread, which adds, and readers.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    drops: [AtomicU64; Drop::ALL.len()],
+    drops: [AtomicU64; DropReason::ALL.len()],
     counts: [AtomicU64; Count::ALL.len()],
 }
 
 impl Counters {
-    pub(crate) fn dropped(&self, why: Drop) {
+    pub(crate) fn dropped(&self, why: DropReason) {
         self.dropped_many(why, 1);
     }
 
-    pub(crate) fn dropped_many(&self, why: Drop, packets: u64) {
+    pub(crate) fn dropped_many(&self, why: DropReason, packets: u64) {
         if let Some(cell) = self.drops.get(why as usize) {
             cell.fetch_add(packets, Relaxed);
         }
@@ -129,7 +129,11 @@ impl Counters {
 
     pub(crate) fn snapshot(&self) -> Stats {
         Stats {
-            drops: Drop::ALL.iter().zip(&self.drops).map(|(d, v)| (*d, v.load(Relaxed))).collect(),
+            drops: DropReason::ALL
+                .iter()
+                .zip(&self.drops)
+                .map(|(d, v)| (*d, v.load(Relaxed)))
+                .collect(),
             counts: Count::ALL
                 .iter()
                 .zip(&self.counts)
@@ -145,7 +149,7 @@ impl Counters {
 #[non_exhaustive]
 pub struct Stats {
     /// Dropped packets by reason.
-    pub drops: Vec<(Drop, u64)>,
+    pub drops: Vec<(DropReason, u64)>,
     /// What passed.
     pub counts: Vec<(Count, u64)>,
     /// Peers with a session that can carry data now.
@@ -156,7 +160,7 @@ pub struct Stats {
 
 impl Stats {
     /// How many packets were dropped for this reason.
-    pub fn drops(&self, why: Drop) -> u64 {
+    pub fn drops(&self, why: DropReason) -> u64 {
         self.drops.iter().find(|(d, _)| *d == why).map_or(0, |(_, v)| *v)
     }
 

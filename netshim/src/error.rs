@@ -1,4 +1,4 @@
-//! What can fail towards the caller. Packets that are refused are no errors: they are counted, see [`crate::Drop`].
+//! What can fail towards the caller. Packets that are refused are no errors: they are counted, see [`crate::DropReason`].
 
 use std::fmt;
 use std::io;

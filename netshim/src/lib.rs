@@ -52,7 +52,7 @@ pub mod session;
 mod sys;
 pub mod wire;
 
-pub use counters::{Count, Drop, Stats};
+pub use counters::{Count, DropReason, Stats};
 pub use error::Error;
 pub use overlay::Overlay;
 

@@ -35,7 +35,8 @@ pub struct Config {
     pub static_key: SecretKey,
     /// The flock's key.
     pub psk: Psk,
-    /// Grows with every start of the node (the boot generation): a recorded handshake of an earlier boot is refused by it.
+    /// Grows with every start of the overlay (a generation kept on disk, or the wall clock in ms): a recorded handshake of an earlier one is refused by
+    /// it. If it falls, peers refuse us until [`crate::session::REJECT_AFTER_US`] has passed.
     pub boot: u64,
     /// Largest packet of pods, in bytes; the same in [`crate::podnet::PodConfig`].
     pub mtu: u16,

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::addr::{OVERLAY4, PREFIX4_COUNT, Prefix4, Prefix6, node_index};
-use crate::counters::Drop;
+use crate::counters::DropReason;
 use crate::ipam::PodAddr;
 use crate::session::PeerId;
 use crate::wire::{self, Inner};
@@ -47,9 +47,9 @@ pub enum Verdict {
     /// Pass it on; TTL first, unless it came from a peer (whose node did that).
     Forward(End),
     /// Drop and count it.
-    Drop(Drop),
+    Drop(DropReason),
     /// Drop and count it, and tell the sender.
-    Refuse(Drop, icmp::Reason),
+    Refuse(DropReason, icmp::Reason),
 }
 
 /// Addresses of this node and of its peers. Built once for each change.
@@ -233,7 +233,7 @@ impl Path {
             return Verdict::Drop(why);
         }
         if wire::is_martian(inner.destination) {
-            return Verdict::Drop(Drop::Martian);
+            return Verdict::Drop(DropReason::Martian);
         }
         let to = match self.destination(from, inner.destination) {
             Ok(to) => to,
@@ -243,15 +243,15 @@ impl Path {
             return Verdict::Forward(to);
         }
         if inner.ttl <= 1 {
-            return Verdict::Refuse(Drop::TtlExceeded, icmp::Reason::TimeExceeded);
+            return Verdict::Refuse(DropReason::TtlExceeded, icmp::Reason::TimeExceeded);
         }
         if !large && len > usize::from(self.mtu) {
-            return Verdict::Refuse(Drop::TooBig, icmp::Reason::TooBig { mtu: self.mtu });
+            return Verdict::Refuse(DropReason::TooBig, icmp::Reason::TooBig { mtu: self.mtu });
         }
         Verdict::Forward(to)
     }
 
-    fn check_source(&self, from: End, source: IpAddr) -> Result<(), Drop> {
+    fn check_source(&self, from: End, source: IpAddr) -> Result<(), DropReason> {
         let own = match from {
             End::Pod(id) => self.pods.get(id).is_some_and(|pod| match source {
                 IpAddr::V4(a) => pod.ip4 == a,
@@ -267,15 +267,15 @@ impl Path {
                 return if self.routes.peer_of(source) == Some(id) {
                     Ok(())
                 } else {
-                    Err(Drop::PeerSource)
+                    Err(DropReason::PeerSource)
                 };
             }
         };
         match own {
             true => Ok(()),
             // Neighbour discovery and the like, which the kernel tries on any interface.
-            false if wire::is_martian(source) => Err(Drop::Martian),
-            false => Err(Drop::SpoofedSource),
+            false if wire::is_martian(source) => Err(DropReason::Martian),
+            false => Err(DropReason::SpoofedSource),
         }
     }
 
@@ -284,29 +284,29 @@ impl Path {
         if self.routes.is_mine(to) {
             if self.routes.gateway(to) == Some(to) {
                 return match (from, self.host) {
-                    (End::Host, _) => Err(Verdict::Drop(Drop::NotMine)),
+                    (End::Host, _) => Err(Verdict::Drop(DropReason::NotMine)),
                     (_, true) => Ok(End::Host),
-                    (_, false) => Err(Verdict::Refuse(Drop::NoPod, icmp::Reason::NoHost)),
+                    (_, false) => Err(Verdict::Refuse(DropReason::NoPod, icmp::Reason::NoHost)),
                 };
             }
             return match self.pods.find(to) {
                 Some(pod) => Ok(End::Pod(pod)),
-                None => Err(Verdict::Refuse(Drop::NoPod, icmp::Reason::NoHost)),
+                None => Err(Verdict::Refuse(DropReason::NoPod, icmp::Reason::NoHost)),
             };
         }
         if from_peer {
-            return Err(Verdict::Drop(Drop::NotMine));
+            return Err(Verdict::Drop(DropReason::NotMine));
         }
         if self.routes.in_overlay(to) {
             return match self.routes.peer_of(to) {
                 Some(peer) => Ok(End::Peer(peer)),
-                None => Err(Verdict::Refuse(Drop::NoPeer, icmp::Reason::NoRoute)),
+                None => Err(Verdict::Refuse(DropReason::NoPeer, icmp::Reason::NoRoute)),
             };
         }
         match from {
             End::Pod(_) if self.routes.egress && self.host => Ok(End::Host),
-            End::Pod(_) => Err(Verdict::Refuse(Drop::NoEgress, icmp::Reason::Prohibited)),
-            _ => Err(Verdict::Drop(Drop::NoEgress)),
+            End::Pod(_) => Err(Verdict::Refuse(DropReason::NoEgress, icmp::Reason::Prohibited)),
+            _ => Err(Verdict::Drop(DropReason::NoEgress)),
         }
     }
 }

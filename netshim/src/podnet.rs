@@ -111,10 +111,20 @@ fn create_here(config: &PodConfig) -> Result<PodNet, Error> {
 /// Makes `mesh0` in the caller's network namespace, or attaches to the one left by a former agent and brings its addresses and routes up to date.
 ///
 /// # Errors
-/// [`Error::Tun`] or [`Error::Netlink`]; a partly configured interface may remain, the next call completes it.
+/// [`Error::Tun`] or [`Error::Netlink`]; a partly configured interface may remain, the next call completes it. While an overlay of this node holds the
+/// interface it is busy (EBUSY): use [`update_host`] then.
 pub fn host(config: &HostConfig) -> Result<OwnedFd, Error> {
     let mut missing = Vec::new();
     let tun = open_tun(HOST_INTERFACE, config.offload, &mut missing)?;
+    update_host(config)?;
+    Ok(tun)
+}
+
+/// Brings the addresses and routes of an existing `mesh0` up to date, as when the node got another prefix. The overlay goes on using it.
+///
+/// # Errors
+/// [`Error::Netlink`]; a partly configured interface may remain, the next call completes it.
+pub fn update_host(config: &HostConfig) -> Result<(), Error> {
     let mesh0 = index_of(HOST_INTERFACE)?;
     let mut netlink = open_netlink()?;
     // RFC 4862 link-local addresses mean nothing here; without the sysctl they merely exist.
@@ -147,7 +157,7 @@ pub fn host(config: &HostConfig) -> Result<OwnedFd, Error> {
         add_address(&mut netlink, mesh0, addr)?;
         add_route(&mut netlink, mesh0, overlay, len, addr)?;
     }
-    Ok(tun)
+    Ok(())
 }
 
 /// Removes `mesh0` from the caller's network namespace. `Ok(false)` if there was none.

@@ -12,13 +12,13 @@
 //! peer list; a responder sends on a new session only after the initiator proved that it has it; the replay window moves only for
 //! authentic packets; every table is bounded by the number of peers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use rand::{Rng, RngExt};
 
-use crate::counters::Drop;
+use crate::counters::DropReason;
 use crate::keys::{Psk, PublicKey, SecretKey};
 use crate::wire::{DATA_HEADER_LEN, DATA_OVERHEAD, DataHeader, Kind, META_LEN, Meta, TAG_LEN};
 
@@ -59,8 +59,8 @@ pub const KEEPALIVE_US: u64 = 300_000;
 pub const UNANSWERED_US: u64 = 1_000_000;
 /// Packets held for one peer while its session comes up; the oldest is dropped for a new one.
 pub const PENDING_MAX: usize = 64;
-/// Handshakes worked on a second, over all senders; others are dropped, or asked for a cookie first.
-pub const HANDSHAKES_PER_S_MAX: u32 = 1_000;
+/// Handshakes worked on a second, over all senders; others are dropped, or asked for a cookie first. One costs about 0.2 ms.
+pub const HANDSHAKES_PER_S_MAX: u32 = 400;
 const HANDSHAKE_BURST: u32 = 256;
 /// Below this many left, a sender must prove its address.
 const COOKIE_BELOW: u32 = HANDSHAKE_BURST / 2;
@@ -87,7 +87,7 @@ pub enum Output {
     /// A handshake was completed.
     Up(PeerId),
     /// Packets that were held for a session are lost.
-    Dropped(Drop, u64),
+    Dropped(DropReason, u64),
 }
 
 /// What was in a datagram.
@@ -166,7 +166,7 @@ pub struct Sessions {
     my_macs: MacKeys,
     peers: Vec<Option<Peer>>,
     by_key: BTreeMap<PublicKey, PeerId>,
-    by_endpoint: HashMap<SocketAddr, PeerId>,
+    by_endpoint: BTreeMap<SocketAddr, PeerId>,
     indexes: Indexes,
     timers: BTreeSet<(u64, PeerId)>,
     cookies: CookieJar,
@@ -183,7 +183,7 @@ impl Sessions {
             my_macs,
             peers: Vec::new(),
             by_key: BTreeMap::new(),
-            by_endpoint: HashMap::new(),
+            by_endpoint: BTreeMap::new(),
             indexes: Indexes::default(),
             timers: BTreeSet::new(),
             cookies: CookieJar::new(now_us, rng),
@@ -286,8 +286,8 @@ impl Sessions {
         datagram: &mut [u8],
         rng: &mut R,
         out: &mut Vec<Output>,
-    ) -> Result<Opened, Drop> {
-        match Kind::of(datagram).ok_or(Drop::OuterMalformed)? {
+    ) -> Result<Opened, DropReason> {
+        match Kind::of(datagram).ok_or(DropReason::OuterMalformed)? {
             Kind::Data => self.on_data(now_us, from, datagram, out),
             Kind::Initiation => self.on_initiation(now_us, from, datagram, rng, out),
             Kind::Response => self.on_response(now_us, datagram, out),
@@ -383,7 +383,7 @@ impl Sessions {
         let lost = peer.pending.len() as u64;
         peer.pending.clear();
         if lost > 0 {
-            out.push(Output::Dropped(Drop::NoSession, lost));
+            out.push(Output::Dropped(DropReason::NoSession, lost));
         }
     }
 
@@ -438,17 +438,17 @@ impl Sessions {
         message: &[u8],
         rng: &mut R,
         out: &mut Vec<Output>,
-    ) -> Result<Opened, Drop> {
+    ) -> Result<Opened, DropReason> {
         if message.len() != INITIATION_LEN {
-            return Err(Drop::OuterMalformed);
+            return Err(DropReason::OuterMalformed);
         }
-        let mac1 = self.my_macs.verify(message).ok_or(Drop::BadHandshake)?;
+        let mac1 = self.my_macs.verify(message).ok_or(DropReason::BadHandshake)?;
         self.admit(now_us, from, message, &mac1, rng, out)?;
         let local = Local { key: &self.me.key, psk: &self.me.psk };
         let initiation =
-            handshake::read_initiation(&local, message, rng).ok_or(Drop::BadHandshake)?;
-        let id = *self.by_key.get(&initiation.peer).ok_or(Drop::BadHandshake)?;
-        let index = self.indexes.allocate(id, rng).ok_or(Drop::HandshakeLimit)?;
+            handshake::read_initiation(&local, message, rng).ok_or(DropReason::BadHandshake)?;
+        let id = *self.by_key.get(&initiation.peer).ok_or(DropReason::BadHandshake)?;
+        let index = self.indexes.allocate(id, rng).ok_or(DropReason::HandshakeLimit)?;
         let made = self.respond(now_us, id, initiation, index);
         match made {
             Ok(bytes) => {
@@ -472,7 +472,7 @@ impl Sessions {
         mac1: &Mac,
         rng: &mut R,
         out: &mut Vec<Output>,
-    ) -> Result<(), Drop> {
+    ) -> Result<(), DropReason> {
         if self.bucket.left(now_us) < COOKIE_BELOW {
             let cookie = self.cookies.cookie(now_us, from, rng);
             if !handshake::verify_mac2(message, &cookie) {
@@ -481,10 +481,10 @@ impl Sessions {
                 {
                     out.push(Output::Send { to: from, bytes });
                 }
-                return Err(Drop::HandshakeLimit);
+                return Err(DropReason::HandshakeLimit);
             }
         }
-        if self.bucket.take(now_us) { Ok(()) } else { Err(Drop::HandshakeLimit) }
+        if self.bucket.take(now_us) { Ok(()) } else { Err(DropReason::HandshakeLimit) }
     }
 
     fn respond(
@@ -493,25 +493,26 @@ impl Sessions {
         id: PeerId,
         initiation: handshake::Initiation,
         index: u32,
-    ) -> Result<Vec<u8>, Drop> {
+    ) -> Result<Vec<u8>, DropReason> {
         let aes = self.me.aes && initiation.aes;
         let cipher = if aes { Cipher::Aes128Gcm } else { Cipher::ChaCha20Poly1305 };
         let peer = self.peers.get_mut(usize::from(id.0)).and_then(Option::as_mut);
-        let peer = peer.ok_or(Drop::BadHandshake)?;
+        let peer = peer.ok_or(DropReason::BadHandshake)?;
         if let Some((stamp, at_us)) = peer.last_initiation {
             let age_us = now_us.saturating_sub(at_us);
             if age_us < PEER_INITIATION_US {
-                return Err(Drop::HandshakeLimit);
+                return Err(DropReason::HandshakeLimit);
             }
             // A recorded initiation. After a session's life it can do no harm, and a node whose boot count was lost gets in again.
             if initiation.stamp <= stamp && age_us < REJECT_AFTER_US {
-                return Err(Drop::Replayed);
+                return Err(DropReason::Replayed);
             }
         }
         let (stamp, remote_index) = (initiation.stamp, initiation.sender);
-        let (mut bytes, split) = initiation.respond(index, cipher).ok_or(Drop::BadHandshake)?;
+        let (mut bytes, split) =
+            initiation.respond(index, cipher).ok_or(DropReason::BadHandshake)?;
         let agreed = Agreed { cipher, local_index: index, remote_index, initiator: false, split };
-        let session = Session::new(&agreed, now_us).ok_or(Drop::BadHandshake)?;
+        let session = Session::new(&agreed, now_us).ok_or(DropReason::BadHandshake)?;
         peer.last_initiation = Some((stamp, now_us));
         peer.macs.sign(&mut bytes, None);
         if let Some(unused) = peer.next.replace(Box::new(session)) {
@@ -525,21 +526,22 @@ impl Sessions {
         now_us: u64,
         message: &[u8],
         out: &mut Vec<Output>,
-    ) -> Result<Opened, Drop> {
+    ) -> Result<Opened, DropReason> {
         if message.len() != RESPONSE_LEN {
-            return Err(Drop::OuterMalformed);
+            return Err(DropReason::OuterMalformed);
         }
-        self.my_macs.verify(message).ok_or(Drop::BadHandshake)?;
+        self.my_macs.verify(message).ok_or(DropReason::BadHandshake)?;
         let (remote_index, index) =
-            handshake::response_indexes(message).ok_or(Drop::OuterMalformed)?;
-        let id = self.indexes.peer(index).ok_or(Drop::UnknownSession)?;
+            handshake::response_indexes(message).ok_or(DropReason::OuterMalformed)?;
+        let id = self.indexes.peer(index).ok_or(DropReason::UnknownSession)?;
         let peer = self.peers.get_mut(usize::from(id.0)).and_then(Option::as_mut);
-        let peer = peer.ok_or(Drop::UnknownSession)?;
+        let peer = peer.ok_or(DropReason::UnknownSession)?;
         let attempt =
-            peer.attempt.as_mut().filter(|a| a.index == index).ok_or(Drop::UnknownSession)?;
-        let (cipher, split) = attempt.initiated.read_response(message).ok_or(Drop::BadHandshake)?;
+            peer.attempt.as_mut().filter(|a| a.index == index).ok_or(DropReason::UnknownSession)?;
+        let (cipher, split) =
+            attempt.initiated.read_response(message).ok_or(DropReason::BadHandshake)?;
         let agreed = Agreed { cipher, local_index: index, remote_index, initiator: true, split };
-        let session = Session::new(&agreed, now_us).ok_or(Drop::BadHandshake)?;
+        let session = Session::new(&agreed, now_us).ok_or(DropReason::BadHandshake)?;
         peer.attempt = None;
         peer.unanswered_since_us = None;
         let current = peer.current.replace(Box::new(session));
@@ -567,13 +569,14 @@ impl Sessions {
         Ok(Opened::Handshake)
     }
 
-    fn on_cookie(&mut self, now_us: u64, message: &[u8]) -> Result<Opened, Drop> {
-        let index = handshake::initiation_sender(message).ok_or(Drop::OuterMalformed)?;
-        let id = self.indexes.peer(index).ok_or(Drop::UnknownSession)?;
-        let peer = self.peer_mut(id).ok_or(Drop::UnknownSession)?;
+    fn on_cookie(&mut self, now_us: u64, message: &[u8]) -> Result<Opened, DropReason> {
+        let index = handshake::initiation_sender(message).ok_or(DropReason::OuterMalformed)?;
+        let id = self.indexes.peer(index).ok_or(DropReason::UnknownSession)?;
+        let peer = self.peer_mut(id).ok_or(DropReason::UnknownSession)?;
         let attempt =
-            peer.attempt.as_mut().filter(|a| a.index == index).ok_or(Drop::UnknownSession)?;
-        let cookie = peer.macs.open_cookie(message, &attempt.mac1).ok_or(Drop::BadHandshake)?;
+            peer.attempt.as_mut().filter(|a| a.index == index).ok_or(DropReason::UnknownSession)?;
+        let cookie =
+            peer.macs.open_cookie(message, &attempt.mac1).ok_or(DropReason::BadHandshake)?;
         peer.cookie = Some((cookie, now_us));
         Ok(Opened::Handshake)
     }
@@ -584,15 +587,15 @@ impl Sessions {
         from: SocketAddr,
         datagram: &mut [u8],
         out: &mut Vec<Output>,
-    ) -> Result<Opened, Drop> {
+    ) -> Result<Opened, DropReason> {
         // A keepalive has no meta bytes either way: the shortest packet holds them.
-        let header = DataHeader::parse(datagram).ok_or(Drop::OuterMalformed)?;
+        let header = DataHeader::parse(datagram).ok_or(DropReason::OuterMalformed)?;
         let Some(id) = self.indexes.peer(header.receiver) else {
             self.nudge(now_us, from);
-            return Err(Drop::UnknownSession);
+            return Err(DropReason::UnknownSession);
         };
         let peer = self.peers.get_mut(usize::from(id.0)).and_then(Option::as_mut);
-        let peer = peer.ok_or(Drop::UnknownSession)?;
+        let peer = peer.ok_or(DropReason::UnknownSession)?;
         let is =
             |s: &Option<Box<Session>>| s.as_ref().is_some_and(|s| s.local_index == header.receiver);
         let (slot, promote) = if is(&peer.current) {
@@ -603,14 +606,14 @@ impl Sessions {
             (&mut peer.previous, false)
         };
         let session = slot.as_mut().filter(|s| s.local_index == header.receiver);
-        let session = session.ok_or(Drop::UnknownSession)?;
+        let session = session.ok_or(DropReason::UnknownSession)?;
         if now_us >= session.created_us + REJECT_AFTER_US {
-            return Err(Drop::Expired);
+            return Err(DropReason::Expired);
         }
         session.open(header, datagram).map_err(|fault| match fault {
-            Fault::Length => Drop::OuterMalformed,
-            Fault::Authentication => Drop::Unauthenticated,
-            Fault::Replayed => Drop::Replayed,
+            Fault::Length => DropReason::OuterMalformed,
+            Fault::Authentication => DropReason::Unauthenticated,
+            Fault::Replayed => DropReason::Replayed,
         })?;
         peer.unanswered_since_us = None;
         let inner = DATA_HEADER_LEN + META_LEN..datagram.len() - TAG_LEN;
@@ -628,7 +631,7 @@ impl Sessions {
             return Ok(Opened::Empty);
         }
         let meta = datagram.get(DATA_HEADER_LEN..).and_then(|m| m.first_chunk::<META_LEN>());
-        let meta = meta.and_then(|m| Meta::parse(*m)).ok_or(Drop::BadOffload)?;
+        let meta = meta.and_then(|m| Meta::parse(*m)).ok_or(DropReason::BadOffload)?;
         Ok(Opened::Packet { peer: id, meta, inner })
     }
 

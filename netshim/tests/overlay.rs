@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use netshim::Drop;
+use netshim::DropReason;
 use netshim::addr::{Prefix4, Prefix6};
 use netshim::ipam;
 use netshim::overlay::Gso;
@@ -114,13 +114,13 @@ fn pods_talk_across_nodes_in_both_families() {
         let stats = node.overlay().stats();
         assert_eq!(stats.sessions, 2);
         for why in [
-            Drop::SpoofedSource,
-            Drop::PeerSource,
-            Drop::BadOffload,
-            Drop::Unauthenticated,
-            Drop::TunFailed,
-            Drop::Malformed,
-            Drop::TooBig,
+            DropReason::SpoofedSource,
+            DropReason::PeerSource,
+            DropReason::BadOffload,
+            DropReason::Unauthenticated,
+            DropReason::TunFailed,
+            DropReason::Malformed,
+            DropReason::TooBig,
         ] {
             assert_eq!(stats.drops(why), 0, "{why:?}");
         }
@@ -183,7 +183,7 @@ fn a_wrong_flock_key_gets_silence() {
     let source = b.addr.ip4;
     inside(&b.netns, move || udp(source).send_to(b"x", to)).unwrap();
     eventually("the stranger's handshakes are refused", || {
-        net.nodes[0].overlay().stats().drops(Drop::BadHandshake) >= 3
+        net.nodes[0].overlay().stats().drops(DropReason::BadHandshake) >= 3
     });
     let stats = net.nodes[0].overlay().stats();
     assert_eq!(stats.count(netshim::Count::UdpTxDatagrams), 0, "not a byte in answer");
@@ -205,7 +205,9 @@ fn a_pod_cannot_send_as_another() {
     }
     let overlay = net.nodes[0].overlay();
     // The two that forge the destination itself never leave the pod.
-    eventually("forged packets are counted", || overlay.stats().drops(Drop::SpoofedSource) >= 2);
+    eventually("forged packets are counted", || {
+        overlay.stats().drops(DropReason::SpoofedSource) >= 2
+    });
     assert_eq!(overlay.stats().count(netshim::Count::UdpTxDatagrams), 0);
 }
 
@@ -263,7 +265,7 @@ fn senders_are_told_what_is_not_there() {
             assert!(start.elapsed() < Duration::from_secs(4), "{to}: {error}");
         }
     }
-    let dropped = net.nodes[1].overlay().stats().drops(Drop::NoPod);
+    let dropped = net.nodes[1].overlay().stats().drops(DropReason::NoPod);
     assert!(dropped >= 2, "{dropped}");
 }
 
@@ -345,11 +347,15 @@ fn garbage_on_the_socket_stops_nothing() {
     assert!(ping(&a.netns, b.addr.ip4.into()));
     transfer(&a.netns, &b.netns, b.addr.ip6.into(), 5_000_000);
     let stats = net.nodes[1].overlay().stats();
-    let dropped: u64 =
-        [Drop::OuterMalformed, Drop::UnknownSession, Drop::BadHandshake, Drop::Unauthenticated]
-            .iter()
-            .map(|why| stats.drops(*why))
-            .sum();
+    let dropped: u64 = [
+        DropReason::OuterMalformed,
+        DropReason::UnknownSession,
+        DropReason::BadHandshake,
+        DropReason::Unauthenticated,
+    ]
+    .iter()
+    .map(|why| stats.drops(*why))
+    .sum();
     assert!(dropped > flood / 2, "{dropped} of {flood} seen");
     assert_eq!(stats.count(netshim::Count::Handshakes), 1);
 }
@@ -373,14 +379,14 @@ fn a_pods_flood_leaves_its_neighbours_alone() {
         sent
     });
     let overlay = net.nodes[0].overlay();
-    eventually("the flood flows", || overlay.stats().drops(Drop::Martian) > 1_000);
+    eventually("the flood flows", || overlay.stats().drops(DropReason::Martian) > 1_000);
     for _ in 0..50 {
         assert!(ping(&quiet.netns, b.addr.ip4.into()));
     }
     drop(stop);
     assert!(flood.join().unwrap() > 1_000);
     let stats = overlay.stats();
-    assert!(stats.drops(Drop::NoPod) > 0 && stats.drops(Drop::NoPeer) > 0);
+    assert!(stats.drops(DropReason::NoPod) > 0 && stats.drops(DropReason::NoPeer) > 0);
 }
 
 #[test]
@@ -408,7 +414,7 @@ fn an_underlay_with_a_small_mtu_is_named() {
     let (source, to) = (a.addr.ip4, SocketAddr::new(b.addr.ip4.into(), 9));
     inside(&a.netns, move || udp(source).send_to(&[0; 1_360], to)).unwrap();
     let overlay = net.nodes[0].overlay();
-    eventually("the drop is counted", || overlay.stats().drops(Drop::UnderlayMtu) > 0);
+    eventually("the drop is counted", || overlay.stats().drops(DropReason::UnderlayMtu) > 0);
 }
 
 #[test]
@@ -449,6 +455,14 @@ fn the_host_interface_follows_the_prefix_and_goes_on_request() {
     let busy = config(1);
     let error = node.space.run(move || podnet::host(&busy).unwrap_err());
     assert!(error.to_string().contains("mesh0"), "{error}");
+    // But it may change the addresses.
+    let other = config(5);
+    node.space.run(move || {
+        podnet::update_host(&other).unwrap();
+        let addresses = support::ip_output("addr show mesh0");
+        assert!(addresses.contains("inet 100.64.5.1/32"), "{addresses}");
+        assert!(!addresses.contains("100.64.1.1/32"), "{addresses}");
+    });
     let mut node = net.nodes.into_iter().next().unwrap();
     drop(node.overlay.take());
     let moved = config(77);
@@ -456,7 +470,7 @@ fn the_host_interface_follows_the_prefix_and_goes_on_request() {
         let _tun = podnet::host(&moved).unwrap();
         let addresses = support::ip_output("addr show mesh0");
         assert!(addresses.contains("inet 100.64.77.1/32"), "{addresses}");
-        assert!(!addresses.contains("100.64.1.1/32"), "{addresses}");
+        assert!(!addresses.contains("100.64.5.1/32"), "{addresses}");
         let routes = support::ip_output("route");
         assert!(routes.contains("100.64.0.0/10 dev mesh0"), "{routes}");
         assert!(routes.contains("src 100.64.77.1"), "{routes}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 
-use crate::counters::{Count, Counters, Drop};
+use crate::counters::{Count, Counters, DropReason};
 use crate::gso::{Joined, Large, Pushed, Rebuild, open_checksum};
 use crate::path::{End, Path, Verdict, icmp};
 use crate::session::{Bucket, NotSealed, Opened, Output, PeerId, Sessions};
@@ -158,7 +158,7 @@ impl<R: Rng> Engine<R> {
         let (header, packet) = if has_header {
             match VnetHdr::split(bytes) {
                 Some(split) => split,
-                None => return self.counters.dropped(Drop::Malformed),
+                None => return self.counters.dropped(DropReason::Malformed),
             }
         } else {
             (VnetHdr::default(), bytes)
@@ -166,14 +166,14 @@ impl<R: Rng> Engine<R> {
         self.counters.add(Count::TunRxPackets, 1);
         self.counters.add(Count::TunRxBytes, packet.len() as u64);
         let Some(inner) = Inner::parse(packet) else {
-            return self.counters.dropped(Drop::Malformed);
+            return self.counters.dropped(DropReason::Malformed);
         };
         let large = if header.gso_type == GSO_NONE {
             None
         } else {
             match Large::parse(&header, &inner, packet) {
                 Some(large) if large.largest() <= usize::from(self.path.mtu) => Some(large),
-                _ => return self.counters.dropped(Drop::BadOffload),
+                _ => return self.counters.dropped(DropReason::BadOffload),
             }
         };
         match self.path.decide(from, &inner, packet.len(), large.is_some()) {
@@ -230,7 +230,7 @@ impl<R: Rng> Engine<R> {
         ports: &mut impl Ports,
     ) {
         let Some(partial_checksum) = carry_checksum(header, inner, packet) else {
-            return self.counters.dropped(Drop::BadOffload);
+            return self.counters.dropped(DropReason::BadOffload);
         };
         let meta = Meta { partial_checksum, ..Meta::WHOLE };
         self.seal_to(now_us, peer, meta, packet.len(), ports, |out| {
@@ -247,7 +247,7 @@ impl<R: Rng> Engine<R> {
         ports: &mut impl Ports,
     ) {
         let Some(partial) = carry_checksum(header, inner, packet) else {
-            return self.counters.dropped(Drop::BadOffload);
+            return self.counters.dropped(DropReason::BadOffload);
         };
         let header = match partial {
             true => open_checksum(inner, packet).unwrap_or_default(),
@@ -268,26 +268,26 @@ impl<R: Rng> Engine<R> {
     ) {
         let total = DATA_OVERHEAD + len;
         if !self.batch.fits(peer, total) && !self.flush(ports) {
-            self.counters.dropped_many(Drop::SendFailed, self.batch.count as u64);
+            self.counters.dropped_many(DropReason::SendFailed, self.batch.count as u64);
             self.batch.clear();
         }
         let Some(datagram) = self.batch.room(total) else {
-            return self.counters.dropped(Drop::TooBig);
+            return self.counters.dropped(DropReason::TooBig);
         };
         let Some(plain) = datagram.get_mut(DATA_HEADER_LEN..total - TAG_LEN) else { return };
         let Some((head, inner)) = plain.split_first_chunk_mut::<META_LEN>() else { return };
         *head = meta.emit();
         if fill(inner).is_none() {
-            return self.counters.dropped(Drop::BadOffload);
+            return self.counters.dropped(DropReason::BadOffload);
         }
         match self.sessions.seal(now_us, peer, datagram) {
             Ok(()) => self.batch.commit(peer, total),
             Err(NotSealed::NoSession) => {
                 let plain = datagram.get(DATA_HEADER_LEN..total - TAG_LEN).unwrap_or_default();
                 let lost = self.sessions.hold(peer, plain);
-                self.counters.dropped_many(Drop::PendingFull, lost);
+                self.counters.dropped_many(DropReason::PendingFull, lost);
             }
-            Err(NotSealed::Impossible) => self.counters.dropped(Drop::NoPeer),
+            Err(NotSealed::Impossible) => self.counters.dropped(DropReason::NoPeer),
         }
     }
 
@@ -306,8 +306,12 @@ impl<R: Rng> Engine<R> {
                     self.blocked = true;
                     return false;
                 }
-                Sent::TooBig => self.counters.dropped_many(Drop::UnderlayMtu, batch.count as u64),
-                Sent::Failed => self.counters.dropped_many(Drop::SendFailed, batch.count as u64),
+                Sent::TooBig => {
+                    self.counters.dropped_many(DropReason::UnderlayMtu, batch.count as u64)
+                }
+                Sent::Failed => {
+                    self.counters.dropped_many(DropReason::SendFailed, batch.count as u64)
+                }
             }
         }
         batch.clear();
@@ -362,7 +366,7 @@ impl<R: Rng> Engine<R> {
     ) {
         let Some(packet) = buffer.get_mut(range.clone()) else { return };
         let Some(inner) = Inner::parse(packet) else {
-            return self.counters.dropped(Drop::Malformed);
+            return self.counters.dropped(DropReason::Malformed);
         };
         let from = End::Peer(peer);
         let to = match self.path.decide(from, &inner, packet.len(), false) {
@@ -374,7 +378,7 @@ impl<R: Rng> Engine<R> {
             }
         };
         if packet.len() > usize::from(self.path.mtu) {
-            return self.counters.dropped(Drop::TooBig);
+            return self.counters.dropped(DropReason::TooBig);
         }
         if !meta.partial_checksum {
             self.finish_joined(buffer, ports);
@@ -382,7 +386,7 @@ impl<R: Rng> Engine<R> {
             return self.local(to, VnetHdr::default(), packet, ports);
         }
         let Some(header) = open_checksum(&inner, packet) else {
-            return self.counters.dropped(Drop::BadOffload);
+            return self.counters.dropped(DropReason::BadOffload);
         };
         let mut pushed = Pushed::Never;
         if ports.offload(to) {
@@ -424,7 +428,7 @@ impl<R: Rng> Engine<R> {
                 Some(large) => {
                     flat.resize(large.segment_len(index), 0);
                     if large.write(packet, index, &mut flat).is_none() {
-                        self.counters.dropped(Drop::BadOffload);
+                        self.counters.dropped(DropReason::BadOffload);
                         continue;
                     }
                 }
@@ -434,7 +438,7 @@ impl<R: Rng> Engine<R> {
                 let written = ports.write(to, &VnetHdr::default(), &flat, &[], &[]);
                 count_written(&self.counters, written, flat.len());
             } else {
-                self.counters.dropped(Drop::BadOffload);
+                self.counters.dropped(DropReason::BadOffload);
             }
         }
         self.flat = flat;
@@ -499,8 +503,8 @@ impl<R: Rng> Engine<R> {
                         self.counters.add(Count::UdpTxDatagrams, 1);
                         self.counters.add(Count::UdpTxBytes, bytes.len() as u64);
                     }
-                    Sent::TooBig => self.counters.dropped(Drop::UnderlayMtu),
-                    Sent::Full | Sent::Failed => self.counters.dropped(Drop::SendFailed),
+                    Sent::TooBig => self.counters.dropped(DropReason::UnderlayMtu),
+                    Sent::Full | Sent::Failed => self.counters.dropped(DropReason::SendFailed),
                 },
                 Output::Up(_) => {
                     self.sessions_changed = true;
@@ -533,7 +537,7 @@ fn count_written(counters: &Counters, written: bool, len: usize) {
         counters.add(Count::TunTxPackets, 1);
         counters.add(Count::TunTxBytes, len as u64);
     } else {
-        counters.dropped(Drop::TunFailed);
+        counters.dropped(DropReason::TunFailed);
     }
 }
 

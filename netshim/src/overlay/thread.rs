@@ -17,7 +17,7 @@ use rand::TryRng;
 
 use super::engine::{Engine, Ports, Sent};
 use super::{Command, Peer, Shared};
-use crate::counters::{Counters, Drop};
+use crate::counters::{Counters, DropReason};
 use crate::gso::JOINED_MAX;
 use crate::path::{End, OwnPrefixes, PeerPrefixes, PodId, Pods, Routes};
 use crate::sys::{self, RawAddr};
@@ -198,7 +198,9 @@ impl DataThread {
     fn serve_udp(&mut self) -> bool {
         for _ in 0..UDP_BUDGET {
             match sys::receive(&self.fds.udp, &mut self.udp_buffer) {
-                Ok(received) if received.truncated => self.counters.dropped(Drop::OuterMalformed),
+                Ok(received) if received.truncated => {
+                    self.counters.dropped(DropReason::OuterMalformed)
+                }
                 Ok(received) => {
                     let now_us = self.now_us();
                     let Some(bytes) = self.udp_buffer.get_mut(..received.len) else { continue };

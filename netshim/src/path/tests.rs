@@ -95,31 +95,38 @@ fn sources_are_bound_to_their_sender() {
         "fd00:1:2:0:0:1:0:2",
     ] {
         let to = if source.contains(':') { "fd00:1:2:0:0:2::2" } else { "100.64.2.2" };
-        assert_eq!(decide(POD, source, to), Verdict::Drop(Drop::SpoofedSource), "{source}");
+        assert_eq!(decide(POD, source, to), Verdict::Drop(DropReason::SpoofedSource), "{source}");
     }
     for source in ["100.64.3.2", "100.64.1.2", "10.0.0.1", "127.0.0.1", "100.65.2.1"] {
-        assert_eq!(decide(PEER, source, "100.64.1.2"), Verdict::Drop(Drop::PeerSource), "{source}");
+        assert_eq!(
+            decide(PEER, source, "100.64.1.2"),
+            Verdict::Drop(DropReason::PeerSource),
+            "{source}"
+        );
     }
     for source in ["fd00:1:2:0:0:3::1", "fd00:1:2:0:0:1:0:702", "::1", "fe80::1"] {
         let got = decide(PEER, source, "fd00:1:2:0:0:1:0:702");
-        assert_eq!(got, Verdict::Drop(Drop::PeerSource), "{source}");
+        assert_eq!(got, Verdict::Drop(DropReason::PeerSource), "{source}");
     }
-    assert_eq!(decide(End::Host, "10.0.0.1", "100.64.2.2"), Verdict::Drop(Drop::SpoofedSource));
-    assert_eq!(decide(POD, "fe80::1", "ff02::2"), Verdict::Drop(Drop::Martian));
-    assert_eq!(decide(POD, "0.0.0.0", "255.255.255.255"), Verdict::Drop(Drop::Martian));
+    assert_eq!(
+        decide(End::Host, "10.0.0.1", "100.64.2.2"),
+        Verdict::Drop(DropReason::SpoofedSource)
+    );
+    assert_eq!(decide(POD, "fe80::1", "ff02::2"), Verdict::Drop(DropReason::Martian));
+    assert_eq!(decide(POD, "0.0.0.0", "255.255.255.255"), Verdict::Drop(DropReason::Martian));
     assert_eq!(
         decide(End::Pod(PodId(9)), "100.64.1.9", "100.64.2.2"),
-        Verdict::Drop(Drop::SpoofedSource)
+        Verdict::Drop(DropReason::SpoofedSource)
     );
 }
 
 #[test]
 fn what_came_from_a_peer_is_not_forwarded_again() {
     for to in ["100.64.3.2", "100.64.2.2", "8.8.8.8", "100.64.9.9"] {
-        assert_eq!(decide(PEER, "100.64.2.2", to), Verdict::Drop(Drop::NotMine), "{to}");
+        assert_eq!(decide(PEER, "100.64.2.2", to), Verdict::Drop(DropReason::NotMine), "{to}");
     }
     let got = path(true).decide(PEER, &inner("100.64.2.2", "8.8.8.8"), 100, false);
-    assert_eq!(got, Verdict::Drop(Drop::NotMine), "no exit for others");
+    assert_eq!(got, Verdict::Drop(DropReason::NotMine), "no exit for others");
 }
 
 #[test]
@@ -127,21 +134,33 @@ fn martian_destinations_are_dropped() {
     for to in
         ["127.0.0.1", "224.0.0.251", "255.255.255.255", "169.254.169.254", "0.0.0.0", "240.1.1.1"]
     {
-        assert_eq!(decide(POD, "100.64.1.2", to), Verdict::Drop(Drop::Martian), "{to}");
-        assert_eq!(decide(PEER, "100.64.2.2", to), Verdict::Drop(Drop::Martian), "{to}");
+        assert_eq!(decide(POD, "100.64.1.2", to), Verdict::Drop(DropReason::Martian), "{to}");
+        assert_eq!(decide(PEER, "100.64.2.2", to), Verdict::Drop(DropReason::Martian), "{to}");
     }
 }
 
 #[test]
 fn senders_learn_why() {
     let refused = |why, reason| Verdict::Refuse(why, reason);
-    assert_eq!(decide(POD, "100.64.1.2", "100.64.1.200"), refused(Drop::NoPod, Reason::NoHost));
-    assert_eq!(decide(PEER, "100.64.2.2", "100.64.1.200"), refused(Drop::NoPod, Reason::NoHost));
+    assert_eq!(
+        decide(POD, "100.64.1.2", "100.64.1.200"),
+        refused(DropReason::NoPod, Reason::NoHost)
+    );
+    assert_eq!(
+        decide(PEER, "100.64.2.2", "100.64.1.200"),
+        refused(DropReason::NoPod, Reason::NoHost)
+    );
     // The right host number under an old allocation.
     let stale = decide(PEER, "fd00:1:2:0:0:2::2", "fd00:1:2:0:0:1:0:602");
-    assert_eq!(stale, refused(Drop::NoPod, Reason::NoHost));
-    assert_eq!(decide(POD, "100.64.1.2", "100.64.9.2"), refused(Drop::NoPeer, Reason::NoRoute));
-    assert_eq!(decide(POD, "100.64.1.2", "8.8.8.8"), refused(Drop::NoEgress, Reason::Prohibited));
+    assert_eq!(stale, refused(DropReason::NoPod, Reason::NoHost));
+    assert_eq!(
+        decide(POD, "100.64.1.2", "100.64.9.2"),
+        refused(DropReason::NoPeer, Reason::NoRoute)
+    );
+    assert_eq!(
+        decide(POD, "100.64.1.2", "8.8.8.8"),
+        refused(DropReason::NoEgress, Reason::Prohibited)
+    );
     let out = path(true).decide(POD, &inner("100.64.1.2", "8.8.8.8"), 100, false);
     assert_eq!(out, Verdict::Forward(End::Host));
     let back = path(true).decide(End::Host, &inner("8.8.8.8", "100.64.1.2"), 100, false);
@@ -150,10 +169,10 @@ fn senders_learn_why() {
     let mut old = inner("100.64.1.2", "100.64.2.2");
     old.ttl = 1;
     let got = path(false).decide(POD, &old, 100, false);
-    assert_eq!(got, refused(Drop::TtlExceeded, Reason::TimeExceeded));
+    assert_eq!(got, refused(DropReason::TtlExceeded, Reason::TimeExceeded));
     let big = inner("100.64.1.2", "100.64.2.2");
     let got = path(false).decide(POD, &big, 1_401, false);
-    assert_eq!(got, refused(Drop::TooBig, Reason::TooBig { mtu: 1_400 }));
+    assert_eq!(got, refused(DropReason::TooBig, Reason::TooBig { mtu: 1_400 }));
     assert_eq!(path(false).decide(POD, &big, 60_000, true), Verdict::Forward(PEER));
 }
 

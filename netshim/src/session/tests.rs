@@ -36,7 +36,7 @@ struct Pair {
     rng: TestRng,
     nodes: [Sessions; 2],
     received: [Vec<Vec<u8>>; 2],
-    drops: [Vec<Drop>; 2],
+    drops: [Vec<DropReason>; 2],
     /// Every datagram sent, with the receiver's number.
     log: Vec<(usize, Vec<u8>)>,
     cut: bool,
@@ -167,7 +167,7 @@ fn another_flock_hears_nothing() {
     pair.run(40_000_000);
     assert!(pair.received[1].is_empty());
     assert!(pair.log.iter().all(|(to, _)| *to == 1), "no answer");
-    assert!(pair.drops[1].iter().all(|d| *d == Drop::BadHandshake));
+    assert!(pair.drops[1].iter().all(|d| *d == DropReason::BadHandshake));
     let tries = pair.count(Kind::Initiation);
     assert!((5..=15).contains(&tries), "{tries} tries in 30 s");
     assert_eq!(pair.nodes[0].next_deadline(), None, "given up");
@@ -195,11 +195,11 @@ fn data_is_accepted_once() {
         .cloned()
         .collect();
     pair.deliver(1, data[0].1.clone());
-    assert_eq!(pair.drops[1], [Drop::Replayed]);
+    assert_eq!(pair.drops[1], [DropReason::Replayed]);
     let mut forged = data[0].1.clone();
     forged[8] = 99;
     pair.deliver(1, forged);
-    assert_eq!(pair.drops[1][1], Drop::Unauthenticated);
+    assert_eq!(pair.drops[1][1], DropReason::Unauthenticated);
     pair.send(0, b"after");
     assert_eq!(pair.received[1].len(), 2, "a forged counter does not move the window");
 }
@@ -212,7 +212,7 @@ fn a_recorded_initiation_is_refused() {
     let initiation = pair.log[0].1.clone();
     pair.run(1_000_000);
     pair.deliver(1, initiation);
-    assert_eq!(pair.drops[1], [Drop::Replayed]);
+    assert_eq!(pair.drops[1], [DropReason::Replayed]);
     pair.send(1, b"still up");
     assert_eq!(pair.received[0].len(), 1);
 }
@@ -264,7 +264,7 @@ fn a_restarted_peer_is_reached_again_at_once() {
     pair.nodes[1].set_peers(&[(key_a, addr(0))]);
     pair.send(0, b"lost");
     pair.run(50_000);
-    assert_eq!(pair.drops[1], [Drop::UnknownSession]);
+    assert_eq!(pair.drops[1], [DropReason::UnknownSession]);
     pair.send(0, b"arrives");
     assert_eq!(pair.received[1].last().unwrap(), b"arrives");
 }
@@ -311,8 +311,8 @@ fn a_handshake_flood_meets_cookies_and_then_silence() {
         let Some(Output::Send { mut bytes, .. }) = outs.pop() else { panic!("no initiation") };
         let from: SocketAddr = format!("10.1.{}.{}:9", n / 250, n % 250).parse().unwrap();
         match victim.handle(0, from, &mut bytes, &mut rng, &mut outs) {
-            Err(Drop::HandshakeLimit) => limited += 1,
-            Err(Drop::BadHandshake) => {}
+            Err(DropReason::HandshakeLimit) => limited += 1,
+            Err(DropReason::BadHandshake) => {}
             other => panic!("{other:?}"),
         }
         cookies += outs.drain(..).count();

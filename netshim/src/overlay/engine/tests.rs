@@ -208,7 +208,7 @@ impl World {
         self.settle();
     }
 
-    fn drops(&self, at: usize, why: Drop) -> u64 {
+    fn drops(&self, at: usize, why: DropReason) -> u64 {
         self.counters[at].snapshot().drops(why)
     }
 
@@ -303,15 +303,15 @@ fn a_peer_sends_only_from_its_prefix_and_only_to_us() {
     for source in ["100.64.3.2", "100.64.2.2", "8.8.8.8", "127.0.0.1", "100.64.2.1"] {
         world.hostile_peer(Meta::WHOLE, &udp(source.parse().unwrap(), pod4(2), b"x"));
     }
-    assert_eq!(world.drops(1, Drop::PeerSource), 5);
+    assert_eq!(world.drops(1, DropReason::PeerSource), 5);
     for to in ["100.64.3.2", "100.64.1.2", "8.8.8.8"] {
         world.hostile_peer(Meta::WHOLE, &udp(pod4(1), to.parse().unwrap(), b"x"));
     }
-    assert_eq!(world.drops(1, Drop::NotMine), 3, "never forwarded again");
+    assert_eq!(world.drops(1, DropReason::NotMine), 3, "never forwarded again");
     for to in ["127.0.0.1", "224.0.0.251", "255.255.255.255"] {
         world.hostile_peer(Meta::WHOLE, &udp(pod4(1), to.parse().unwrap(), b"x"));
     }
-    assert_eq!(world.drops(1, Drop::Martian), 3);
+    assert_eq!(world.drops(1, DropReason::Martian), 3);
     assert!(world.ports[1].written.is_empty());
 }
 
@@ -333,8 +333,8 @@ fn a_peers_metadata_is_not_believed() {
     let mut long = tcp(pod4(1), pod4(2), 10);
     long[3] += 1;
     world.hostile_peer(meta(Part::Tcp, true, 0), &long);
-    assert_eq!(world.drops(1, Drop::BadOffload), 3, "ICMP, cut off, fragment");
-    assert_eq!(world.drops(1, Drop::Malformed), 1);
+    assert_eq!(world.drops(1, DropReason::BadOffload), 3, "ICMP, cut off, fragment");
+    assert_eq!(world.drops(1, DropReason::Malformed), 1);
     // The UDP packet went through as what it is.
     assert_eq!(world.ports[1].written.len(), 1);
     assert_eq!(world.ports[1].written[0].1.gso_type, GSO_NONE);
@@ -385,11 +385,11 @@ fn a_pods_lies_to_its_tun_are_refused() {
     }
     let small = udp(pod4(1), pod4(2), b"x");
     world.pod_sends(0, VnetHdr { checksum_start: 9_000, ..open(0, 0, 6) }, &small);
-    assert_eq!(world.drops(0, Drop::BadOffload), 6);
+    assert_eq!(world.drops(0, DropReason::BadOffload), 6);
     for len in 0..28 {
         world.pod_sends(0, VnetHdr::default(), &small[..len]);
     }
-    assert_eq!(world.drops(0, Drop::Malformed), 28);
+    assert_eq!(world.drops(0, DropReason::Malformed), 28);
     world.settle();
     assert!(world.ports[1].written.is_empty());
 }
@@ -432,7 +432,7 @@ fn errors_to_senders_are_limited() {
         );
     }
     let stats = world.counters[0].snapshot();
-    assert_eq!(stats.drops(Drop::NoPod), 500);
+    assert_eq!(stats.drops(DropReason::NoPod), 500);
     assert_eq!(stats.count(Count::IcmpSent), u64::from(icmp::ERRORS_BURST));
     assert_eq!(stats.count(Count::IcmpLimited), 500 - u64::from(icmp::ERRORS_BURST));
     let (to, _, error) = &world.ports[0].written[0];
@@ -449,7 +449,7 @@ fn ttl_ends_at_the_first_node() {
         fill_ipv4_checksum(&mut packet, 20);
         world.pod_sends(0, VnetHdr::default(), &packet);
     }
-    assert_eq!(world.drops(0, Drop::TtlExceeded), 2);
+    assert_eq!(world.drops(0, DropReason::TtlExceeded), 2);
     assert_eq!(world.ports[0].written[0].2[20], 11, "time exceeded");
 }
 
@@ -459,12 +459,12 @@ fn a_silent_peer_holds_a_bounded_queue_and_nothing_grows() {
     for _ in 0..1_000 {
         world.pod_sends(0, VnetHdr::default(), &udp(pod4(1), pod4(3), &[0; 1_000]));
     }
-    assert_eq!(world.drops(0, Drop::PendingFull), 1_000 - PENDING_MAX as u64);
+    assert_eq!(world.drops(0, DropReason::PendingFull), 1_000 - PENDING_MAX as u64);
     for _ in 0..400 {
         world.now_us += 100_000;
         world.settle();
     }
-    assert_eq!(world.drops(0, Drop::NoSession), PENDING_MAX as u64);
+    assert_eq!(world.drops(0, DropReason::NoSession), PENDING_MAX as u64);
 }
 
 #[test]
@@ -493,7 +493,7 @@ fn truncated_datagrams_are_dropped_before_crypto() {
         engine.udp_datagrams(world.now_us, underlay(1), &mut bytes, len, ports);
     }
     assert_eq!(
-        world.drops(1, Drop::OuterMalformed),
+        world.drops(1, DropReason::OuterMalformed),
         DATA_OVERHEAD as u64 - 1,
         "an empty one is none"
     );
