@@ -1,0 +1,192 @@
+//! The same figures over real sockets: one process per node on 127.0.0.1, as JSON lines.
+//!
+//! `cargo run --release -p gossip --example sockets [-- NODES]`
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use gossip::driver::{Driver, DriverConfig};
+use gossip::{Config, Event, Expect, Input, KeyRing, Profile, SecretKey, State};
+use mio::{Events, Interest, Poll, Token};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some("node") => node(&args[2], &args[3]),
+        count => parent(count.and_then(|c| c.parse().ok()).unwrap_or(50)),
+    }
+}
+
+/// A node: prints what it learns, puts what it is told on stdin.
+fn node(index: &str, seed: &str) {
+    let start = Instant::now();
+    let seed: SocketAddr = seed.parse().expect("an address");
+    let bind = if index == "0" { seed } else { SocketAddr::from(([127, 0, 0, 1], 0)) };
+    let mut gossip = Config::new(KeyRing::new(&SecretKey::new(1, [1; 32])), Profile::Lan);
+    gossip.seeds = vec![seed];
+    let name = format!("n{index}");
+    let cfg = DriverConfig { name, bind, advertise: None, dir: None, gossip };
+    let mut driver = Driver::open(cfg, 0).expect("opens");
+    let mut poll = Poll::new().expect("epoll");
+    driver.register(poll.registry(), Token(0)).expect("registers");
+    let mut stdin = mio::unix::SourceFd(&0);
+    poll.registry().register(&mut stdin, Token(1), Interest::READABLE).expect("a pipe");
+    let mut ready = Events::with_capacity(16);
+    let mut live = 0;
+    let mut last = Instant::now();
+    loop {
+        let mut events = Vec::new();
+        let now = start.elapsed().as_micros() as u64;
+        let wait = driver.next_deadline().unwrap_or(u64::MAX).saturating_sub(now).min(1_000_000);
+        poll.poll(&mut ready, Some(Duration::from_micros(wait))).expect("polls");
+        let now = start.elapsed().as_micros() as u64;
+        for event in &ready {
+            if event.token() == Token(0) {
+                driver.readable(now, &mut events).expect("diskless");
+            } else {
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).expect("a pipe");
+                match line.trim() {
+                    "" => return,
+                    key => {
+                        let input = Input::Put { key, body: vec![1; 700], expect: Expect::Any };
+                        driver.input(now, input, &mut events).expect("diskless");
+                    }
+                }
+            }
+        }
+        if driver.next_deadline().is_some_and(|at| at <= now) {
+            driver.timer(now, &mut events).expect("diskless");
+        }
+        let mut out = std::io::stdout().lock();
+        for event in events {
+            let said = match event {
+                Event::Member(m) if m.state == State::Dead => writeln!(out, "dead {}", m.name),
+                Event::Changed(r) => writeln!(out, "has {}", r.key),
+                _ => Ok(()),
+            };
+            said.expect("the parent listens");
+        }
+        let now_live = 1 + driver.gossip().members().filter(|m| m.state.is_live()).count();
+        if now_live != live {
+            live = now_live;
+            writeln!(out, "live {live}").expect("the parent listens");
+        }
+        if last.elapsed() > Duration::from_secs(1) {
+            last = Instant::now();
+            writeln!(out, "sent {}", driver.stats().sent_bytes).expect("the parent listens");
+        }
+        out.flush().expect("the parent listens");
+    }
+}
+
+struct Parent {
+    children: Vec<Child>,
+    said: Receiver<(usize, String)>,
+    latest: BTreeMap<(usize, String), String>,
+}
+
+impl Parent {
+    fn until(&mut self, what: &str, value: &str, who: &[usize]) -> f64 {
+        let start = Instant::now();
+        let done = |p: &Parent| {
+            who.iter().all(|n| p.latest.get(&(*n, what.to_owned())).is_some_and(|v| v == value))
+        };
+        while !done(self) {
+            let (node, line) = self.said.recv_timeout(Duration::from_secs(30)).expect("in time");
+            let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+            self.latest.insert((node, word.to_owned()), rest.to_owned());
+        }
+        start.elapsed().as_secs_f64()
+    }
+
+    fn rest(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while let Ok((node, line)) =
+            self.said.recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+            if word == "dead" {
+                eprintln!("n{node} buries {rest}");
+            }
+            self.latest.insert((node, word.to_owned()), rest.to_owned());
+        }
+    }
+
+    fn sent(&self, who: &[usize]) -> f64 {
+        let sent = |n: &usize| self.latest.get(&(*n, "sent".to_owned()))?.parse::<f64>().ok();
+        who.iter().filter_map(sent).sum::<f64>() / who.len() as f64
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn parent(count: usize) {
+    // A free port for the seed: bound, named, and let go.
+    let seed = UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("loopback");
+    let (tell, said) = channel();
+    let mut parent = Parent { children: Vec::new(), said, latest: BTreeMap::new() };
+    let exe = std::env::current_exe().expect("our path");
+    let start = Instant::now();
+    for index in 0..count {
+        let mut child = Command::new(&exe)
+            .args(["node", &index.to_string(), &seed.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let stdout = child.stdout.take().expect("piped");
+        let tell = tell.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if tell.send((index, line)).is_err() {
+                    return;
+                }
+            }
+        });
+        parent.children.push(child);
+    }
+    let all: Vec<usize> = (0..count).collect();
+    parent.until("live", &count.to_string(), &all);
+    say("join_all_at_once", count, start.elapsed().as_secs_f64(), "s");
+    parent.rest(Duration::from_secs(5));
+
+    for round in 0..5 {
+        let stdin = parent.children[round].stdin.as_mut().expect("piped");
+        writeln!(stdin, "s/default/app-{round}").expect("it listens");
+        let took = parent.until("has", &format!("s/default/app-{round}"), &all);
+        say("update_everywhere", count, took, "s");
+        parent.rest(Duration::from_secs(1));
+    }
+
+    parent.rest(Duration::from_secs(4));
+    let (from, before) = (Instant::now(), parent.sent(&all));
+    parent.rest(Duration::from_secs(20));
+    let rate = (parent.sent(&all) - before) / from.elapsed().as_secs_f64();
+    say("idle", count, rate, "B/s/node");
+
+    for victim in [1, 2, 3] {
+        parent.children[victim].kill().expect("it lives");
+        let left: Vec<usize> = all.iter().copied().filter(|n| *n == 0 || *n > victim).collect();
+        let took = parent.until("dead", &format!("n{victim}"), &left);
+        say("crash_known_by_all", count, took, "s");
+        parent.rest(Duration::from_secs(3));
+    }
+}
+
+fn say(metric: &str, nodes: usize, value: f64, unit: &str) {
+    println!(
+        "{{\"bench\":\"gossip\",\"metric\":\"sockets_{metric}_{nodes}\",\"value\":{value:.3},\"unit\":\"{unit}\"}}"
+    );
+}
