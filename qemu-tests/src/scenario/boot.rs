@@ -86,7 +86,7 @@ pub(super) fn network_up(env: &Env, name: &str) -> Result<Outcome> {
 }
 
 /// A `VmXyz:   123 kB` line of `/proc/PID/status`.
-fn status_kib(status: &str, key: &str) -> Option<u64> {
+pub(super) fn status_kib(status: &str, key: &str) -> Option<u64> {
     let line = status.lines().find(|line| line.starts_with(key))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }

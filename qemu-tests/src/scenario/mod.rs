@@ -85,6 +85,12 @@ pub const ALL: &[Scenario] = &[
         run: flock::asymmetric_link_no_flap,
     },
     Scenario {
+        name: "orderly_shutdown",
+        about: "/sbin/poweroff: the agent ends first, then the machine",
+        smoke: false,
+        run: flock::orderly_shutdown,
+    },
+    Scenario {
         name: "runs_app_with_real_limits",
         about: "an app runs; memory, CPU and process limits of cgroup v2 hold inside it",
         smoke: true,
