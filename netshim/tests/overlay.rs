@@ -406,15 +406,19 @@ fn an_ipv6_socket_serves_both_families() {
 }
 
 #[test]
-fn an_underlay_with_a_small_mtu_is_named() {
+fn a_narrow_underlay_is_counted_and_pods_adapt() {
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
-    net.nodes[0].space.ip("link set u0 mtu 1400");
-    assert!(ping(&a.netns, b.addr.ip4.into()), "small packets pass");
-    let (source, to) = (a.addr.ip4, SocketAddr::new(b.addr.ip4.into(), 9));
-    inside(&a.netns, move || udp(source).send_to(&[0; 1_360], to)).unwrap();
-    let overlay = net.nodes[0].overlay();
-    eventually("the drop is counted", || overlay.stats().drops(DropReason::UnderlayMtu) > 0);
+    for node in &net.nodes {
+        node.space.ip("link set u0 mtu 1400");
+    }
+    for to in both(b.addr) {
+        assert!(ping(&a.netns, to), "small packets pass");
+        transfer(&a.netns, &b.netns, to, 5_000_000);
+    }
+    let stats = net.nodes[0].overlay().stats();
+    assert!(stats.drops(DropReason::UnderlayMtu) > 0);
+    assert!(stats.gso, "it is the underlay's fault, not the offload's");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What happens to a packet between reading and writing: path, sessions and large packets put together. No IO of its own: it writes through
 //! [`Ports`].
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,11 @@ use crate::wire::{
 pub(super) const BATCH_MAX_BYTES: usize = 65_000;
 /// Datagrams sent with one system call: UDP_MAX_SEGMENTS of the kernels we run on (64 before 6.9).
 pub(super) const BATCH_MAX_SEGMENTS: usize = 64;
+
+/// What fits any underlay that can carry IPv6 pods at all: the least MTU of IPv6. Pods learn it by ICMP when the underlay is narrower than their own.
+const NARROW_MTU: u16 = 1_280;
+/// After this time a large packet is tried again.
+const NARROW_US: u64 = 600_000_000;
 
 /// What became of a send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +118,10 @@ pub(super) struct Engine<R> {
     batch: Batch,
     /// The socket was full: the batch waits, and no TUN is to be read.
     pub(super) blocked: bool,
+    /// Peers to whom the underlay refused a datagram for its size, and until when they get small ones only.
+    narrow: BTreeMap<PeerId, u64>,
+    /// The newest time heard of.
+    now_us: u64,
     /// Sessions came or went since this was last cleared.
     pub(super) sessions_changed: bool,
     icmp_bucket: Bucket,
@@ -137,6 +147,8 @@ impl<R: Rng> Engine<R> {
             rebuild: Rebuild::default(),
             batch: Batch::new(),
             blocked: false,
+            narrow: BTreeMap::new(),
+            now_us,
             sessions_changed: false,
             icmp_bucket: Bucket::new(icmp::ERRORS_PER_S_MAX, icmp::ERRORS_BURST, now_us),
             icmp: Vec::new(),
@@ -155,6 +167,7 @@ impl<R: Rng> Engine<R> {
         bytes: &mut [u8],
         ports: &mut impl Ports,
     ) {
+        self.now_us = now_us;
         let (header, packet) = if has_header {
             match VnetHdr::split(bytes) {
                 Some(split) => split,
@@ -183,6 +196,15 @@ impl<R: Rng> Engine<R> {
                 self.refuse(now_us, from, reason, &inner, packet, ports);
             }
             Verdict::Forward(to) => {
+                let size = large.map_or(packet.len(), |l| l.largest());
+                if let End::Peer(peer) = to
+                    && size > usize::from(NARROW_MTU)
+                    && self.is_narrow(now_us, peer)
+                {
+                    self.counters.dropped(DropReason::TooBig);
+                    let reason = icmp::Reason::TooBig { mtu: NARROW_MTU };
+                    return self.refuse(now_us, from, reason, &inner, packet, ports);
+                }
                 wire::decrement_ttl(packet);
                 match (to, large) {
                     (End::Peer(peer), Some(large)) => {
@@ -307,7 +329,11 @@ impl<R: Rng> Engine<R> {
                     return false;
                 }
                 Sent::TooBig => {
-                    self.counters.dropped_many(DropReason::UnderlayMtu, batch.count as u64)
+                    self.counters.dropped_many(DropReason::UnderlayMtu, batch.count as u64);
+                    if let Some(peer) = batch.to {
+                        // At most one entry a peer.
+                        self.narrow.insert(peer, self.now_us + NARROW_US);
+                    }
                 }
                 Sent::Failed => {
                     self.counters.dropped_many(DropReason::SendFailed, batch.count as u64)
@@ -317,6 +343,18 @@ impl<R: Rng> Engine<R> {
         batch.clear();
         self.blocked = false;
         true
+    }
+
+    /// Whether the way to a peer takes only small packets.
+    fn is_narrow(&mut self, now_us: u64, peer: PeerId) -> bool {
+        match self.narrow.get(&peer) {
+            Some(until_us) if now_us < *until_us => true,
+            Some(_) => {
+                self.narrow.remove(&peer);
+                false
+            }
+            None => false,
+        }
     }
 
     /// What one receive call brought: datagrams of `segment` bytes from one sender.

@@ -46,12 +46,17 @@ struct FakePorts {
     written: Vec<(End, VnetHdr, Vec<u8>)>,
     offload: bool,
     full: bool,
+    /// Largest datagram, if not 0.
+    narrow: usize,
 }
 
 impl Ports for FakePorts {
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
         if self.full {
             return Sent::Full;
+        }
+        if self.narrow != 0 && segment.min(bytes.len()) > self.narrow {
+            return Sent::TooBig;
         }
         self.sent.push((to, bytes.to_vec(), segment));
         Sent::Ok
@@ -479,6 +484,31 @@ fn a_full_socket_loses_nothing_that_was_batched() {
     assert!(!world.engines[0].blocked);
     world.settle();
     assert_eq!(world.ports[1].written.len(), 1);
+}
+
+#[test]
+fn pods_are_told_of_a_narrow_underlay() {
+    let mut world = World::connected(true);
+    world.ports[0].narrow = 1_400;
+    let large = tcp(pod4(1), pod4(2), 40 * 1_360);
+    world.pod_sends(0, open(GSO_TCPV4, 1_360, 16), &large);
+    world.settle();
+    assert_eq!(world.drops(0, DropReason::UnderlayMtu), 40, "the first are lost");
+    world.pod_sends(0, open(GSO_TCPV4, 1_360, 16), &large);
+    let (to, _, error) = &world.ports[0].written[0];
+    assert_eq!(
+        (*to, error[20], error[21], &error[26..28]),
+        (POD, 3, 4, &1_280u16.to_be_bytes()[..])
+    );
+    world.pod_sends(0, open(GSO_TCPV4, 1_240, 16), &large);
+    world.settle();
+    assert_eq!(world.ports[1].written.len(), 1, "smaller ones pass");
+    // The underlay was mended; after a while it is tried again.
+    world.ports[0].narrow = 0;
+    world.now_us += NARROW_US + 1;
+    world.pod_sends(0, open(GSO_TCPV4, 1_360, 16), &large);
+    world.settle();
+    assert_eq!(world.drops(0, DropReason::TooBig), 1);
 }
 
 #[test]
