@@ -104,7 +104,7 @@ async fn serve(info: Info) -> Result<()> {
             .await
             .with_context(|| format!("cannot listen on port {port}"))?,
     };
-    println!("listening on port {port} as {} on {}", info.pod, info.node);
+    log(&format!("listening on port {port} as {} on {}", info.pod, info.node));
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
     loop {
         let slot = slots.clone().acquire_owned().await?;
@@ -131,7 +131,7 @@ async fn answer(
 ) -> Response<Full<Bytes>> {
     // Probes come every second and would drown the rest.
     if request.uri().path() != "/healthz" {
-        println!("{} {} from {}", request.method(), request.uri().path(), from.ip());
+        log(&format!("{} {} from {}", request.method(), request.uri().path(), from.ip()));
     }
     let (status, kind, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/") => (StatusCode::OK, "text/plain", info.line()),
@@ -149,6 +149,12 @@ async fn answer(
         .headers_mut()
         .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
+}
+
+/// A line on standard output; nobody reading it is no reason to stop serving.
+fn log(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn json(value: &impl Serialize) -> String {

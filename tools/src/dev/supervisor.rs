@@ -60,8 +60,11 @@ impl Plan {
 /// Starts a supervisor in the background and returns when the flock is up.
 pub(super) fn detach(plan: &Plan) -> Result<()> {
     let start = Instant::now();
-    drop(lock()?);
+    let lock = lock()?;
     make_dir(&run_dir())?;
+    // A supervisor that was killed leaves its socket, which would look like a flock that is up.
+    let _ = fs::remove_file(control::path());
+    drop(lock);
     let log_path = run_dir().join("supervisor.log");
     let log =
         File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;

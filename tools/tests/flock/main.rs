@@ -1,0 +1,9 @@
+//! The thin path on real input, through `quelea` as a user types it: real nodes in namespaces, real mounts, real packets.
+//!
+//! These tests need root, `ip`, and the binaries `quelead` and `hello` beside `quelea`; `cargo nextest run --workspace`
+//! builds them all. Each test has a dev flock of its own name.
+
+mod bad_input;
+mod life;
+mod support;
+mod trust;
