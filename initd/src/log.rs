@@ -4,12 +4,15 @@
 //! in the next one of the same stream (longer than [`LINE_BYTES_MAX`], or cut by the end of the program).
 //! `<name>.log` is written, `<name>.log.1` is the one before it.
 
+mod tail;
+
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::pod::{LogPolicy, Overflow};
+pub use tail::Tail;
 
 /// Longest text of one line in a file; longer lines are cut into parts.
 pub const LINE_BYTES_MAX: usize = 16 << 10;

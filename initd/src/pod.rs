@@ -602,3 +602,107 @@ pub(crate) fn is_name(s: &str) -> bool {
         && !s.starts_with('.')
         && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> PodSpec {
+        PodSpec {
+            containers: vec![ContainerSpec::new("c", "/r", ["/bin/x"])],
+            ..PodSpec::new("p", "/p")
+        }
+    }
+
+    /// The spec with its first container changed.
+    fn with(change: impl FnOnce(&mut ContainerSpec)) -> PodSpec {
+        let mut s = spec();
+        change(&mut s.containers[0]);
+        s
+    }
+
+    #[test]
+    fn capabilities_by_name() {
+        assert_eq!(Caps::named("CAP_CHOWN"), Some(Caps(1)));
+        assert_eq!(Caps::named("CHECKPOINT_RESTORE"), Some(Caps(1 << 40)));
+        assert_eq!(Caps::named("chown"), None);
+        let strict: Vec<_> = Caps::STRICT.names().collect();
+        let want = [
+            "CHOWN",
+            "DAC_OVERRIDE",
+            "FOWNER",
+            "FSETID",
+            "KILL",
+            "SETGID",
+            "SETUID",
+            "NET_BIND_SERVICE",
+        ];
+        assert_eq!(strict, want);
+        let more: Vec<_> = Caps::COMPAT.without(Caps::STRICT).names().collect();
+        assert_eq!(more, ["SETPCAP", "SYS_CHROOT", "SETFCAP"]);
+    }
+
+    #[test]
+    fn specs_come_back_and_other_versions_are_refused() {
+        let mut bytes = spec().encode().expect("small");
+        assert_eq!(PodSpec::decode(&bytes), Ok(spec()));
+        for cut in 0..bytes.len() {
+            assert!(PodSpec::decode(&bytes[..cut]).is_err(), "{cut}");
+        }
+        bytes[0] += 1;
+        assert!(matches!(PodSpec::decode(&bytes), Err(Error::Format { .. })));
+        let big = with(|c| c.env.push(("A".into(), "x".repeat(SPEC_BYTES_MAX))));
+        assert!(big.encode().is_err());
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        let cases: [(&str, PodSpec); 15] = [
+            ("id", PodSpec { id: "../x".into(), ..spec() }),
+            ("dir", PodSpec { dir: "p".into(), ..spec() }),
+            ("hostname", PodSpec { hostname: String::new(), ..spec() }),
+            ("containers", PodSpec { containers: vec![], ..spec() }),
+            ("containers", with(|c| c.kind = Kind::Sidecar)),
+            ("containers[a/b].name", with(|c| c.name = "a/b".into())),
+            ("containers[c].rootfs", with(|c| c.rootfs = "r".into())),
+            ("containers[c].argv", with(|c| c.argv.clear())),
+            ("containers[c].env", with(|c| c.env.push(("A=B".into(), String::new())))),
+            ("containers[c].workdir", with(|c| c.workdir = "x".into())),
+            (
+                "containers[c].binds/tmpfs.target",
+                with(|c| c.tmpfs.push(Tmpfs { target: "/a/../..".into(), size_bytes: 1, mode: 0 })),
+            ),
+            (
+                "containers[c].devices",
+                with(|c| {
+                    c.devices.push(Device { name: "../x".into(), source: "/dev/null".into() })
+                }),
+            ),
+            ("containers[c].stop.signal", with(|c| c.stop.signal = 0)),
+            ("containers[c].log", with(|c| c.log.files = 0)),
+            (
+                "containers[c].ready/live.http.path",
+                with(|c| c.ready = Some(Probe::new(Check::Http { port: 1, path: "/ x".into() }))),
+            ),
+        ];
+        for (want, spec) in cases {
+            match spec.check() {
+                Err(Error::Spec { field, .. }) => assert_eq!(field, want),
+                other => panic!("{want}: {other:?}"),
+            }
+        }
+        let mut twice = spec();
+        twice.containers.push(ContainerSpec::new("c", "/r", ["x"]));
+        assert!(twice.check().is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn rubbish_is_refused_without_a_panic(bytes: Vec<u8>) {
+            let _ = PodSpec::decode(&bytes);
+            let mut versioned = vec![SPEC_VERSION];
+            versioned.extend(bytes);
+            let _ = PodSpec::decode(&versioned);
+        }
+    }
+}

@@ -112,3 +112,57 @@ fn a_flood_is_cut_to_its_rate_and_counted() {
     assert_eq!(got[2], "o|bbbb");
     std::fs::remove_dir_all(dir).expect("clean up");
 }
+
+/// Reads what there is, as line numbers.
+fn follow(tail: &mut Tail, seen: &mut Vec<u32>) {
+    let mut bytes = Vec::new();
+    while tail.read(100, &mut bytes).expect("read") {}
+    let lines = bytes.split(|b| *b == b'\n').filter_map(parse);
+    seen.extend(lines.map(|l| String::from_utf8_lossy(l.text).parse::<u32>().expect("number")));
+}
+
+#[test]
+fn following_loses_nothing_across_rotations() {
+    let policy = LogPolicy { file_bytes: 4096, files: 4, overflow: Overflow::Wait };
+    let (dir, mut w) = writer(policy);
+    let mut tail = Tail::oldest(&dir, "c").expect("open");
+    let mut seen = Vec::new();
+    follow(&mut tail, &mut seen);
+    assert_eq!(seen, []);
+    for i in 0..2000u32 {
+        w.feed(Stream::Stdout, format!("{i}\n").as_bytes(), 0);
+        // Sometimes several rotations pass between two looks, but fewer than there are files.
+        if i % 190 == 0 {
+            follow(&mut tail, &mut seen);
+        }
+    }
+    follow(&mut tail, &mut seen);
+    assert!(seen.iter().copied().eq(0..2000), "{seen:?}");
+    // Who was away too long reads its file to the end and goes on with the oldest that is kept: one gap.
+    for i in 2000..4000u32 {
+        w.feed(Stream::Stdout, format!("{i}\n").as_bytes(), 0);
+    }
+    let mut late = Vec::new();
+    follow(&mut tail, &mut late);
+    assert_eq!(late.last(), Some(&3999));
+    assert_eq!(late.windows(2).filter(|p| p[0] + 1 != p[1]).count(), 1);
+    std::fs::remove_dir_all(dir).expect("clean up");
+}
+
+#[test]
+fn the_last_lines_may_lie_in_several_files() {
+    let policy = LogPolicy { file_bytes: 4096, files: 3, overflow: Overflow::Wait };
+    let (dir, mut w) = writer(policy);
+    for i in 0..300u32 {
+        w.feed(Stream::Stdout, format!("{i}\n").as_bytes(), 0);
+    }
+    for n in [0, 1, 5, 100, 150, 100_000] {
+        let mut seen = Vec::new();
+        follow(&mut Tail::last(&dir, "c", n).expect("open"), &mut seen);
+        let first = 300 - u32::try_from(n).expect("small").min(seen.len() as u32);
+        assert!(seen.iter().copied().eq(first..300), "{n}: {seen:?}");
+        assert!(n > 150 || seen.len() == n, "{n}: {}", seen.len());
+    }
+    assert!(Tail::oldest(&dir, "../c").is_err());
+    std::fs::remove_dir_all(dir).expect("clean up");
+}

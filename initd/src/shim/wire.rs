@@ -236,3 +236,64 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Option<T
     }
     Ok(postcard::from_bytes(body).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a later version might ask: one more variant.
+    #[derive(Serialize)]
+    enum Later {
+        _A,
+        _B,
+        _C,
+        _D,
+        _E,
+        _F,
+        _G,
+        _H,
+        _I,
+        New { words: Vec<String> },
+    }
+
+    #[test]
+    fn what_a_later_version_says_is_not_understood_and_does_no_harm() {
+        let bytes = encode(&Later::New { words: vec!["x".into()] }).expect("small");
+        assert_eq!(decode::<Request>(&bytes), Ok(None));
+        let mut other = encode(&Request::Status).expect("small");
+        other[0] = WIRE_VERSION + 1;
+        assert_eq!(decode::<Request>(&other), Ok(None));
+        assert!(decode::<Request>(&[]).is_err());
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_refused_by_who_sends_it() {
+        let text = "x".repeat(MESSAGE_BYTES_MAX);
+        assert!(encode(&Reply::Unhealthy { container: String::new(), text }).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn rubbish_is_never_more_than_not_understood(bytes: Vec<u8>) {
+            let _ = decode::<Request>(&bytes);
+            let _ = decode::<Reply>(&bytes);
+            let _ = decode::<PodStatus>(&bytes);
+        }
+
+        #[test]
+        fn requests_come_back_as_they_were(id: u64, words: Vec<String>, grace: Option<u32>) {
+            let exec = ExecSpec {
+                container: "c".into(),
+                argv: words,
+                env: vec![("A".into(), "b".into())],
+                workdir: String::new(),
+                user: "web".into(),
+            };
+            for request in [Request::Exec(id, exec), Request::Stop { grace_ms: grace }] {
+                if let Ok(bytes) = encode(&request) {
+                    proptest::prop_assert_eq!(decode::<Request>(&bytes), Ok(Some(request)));
+                }
+            }
+        }
+    }
+}
