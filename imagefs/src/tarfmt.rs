@@ -167,8 +167,8 @@ enum State {
     Header,
     /// Passing over data and its padding.
     Skip(u64),
-    /// Collecting the data of an extension header, then its padding.
-    Extension { what: Extension, left: u64, padding: u64 },
+    /// Collecting the data of an extension header with its padding.
+    Extension { what: Extension, left: u64, size: u64 },
     /// After a zero block: zeros until the end.
     End,
 }
@@ -234,15 +234,15 @@ impl Parser {
                 }
                 Ok(bytes.len())
             }
-            State::Extension { what, left, padding } => {
+            State::Extension { what, left, size } => {
                 let used = clamp(left, bytes.len());
                 self.extension.extend_from_slice(bytes.get(..used).unwrap_or_default());
                 let left = left - used as u64;
                 if left > 0 {
-                    self.state = State::Extension { what, left, padding };
+                    self.state = State::Extension { what, left, size };
                 } else {
-                    self.end_extension(what)?;
-                    self.state = if padding == 0 { State::Header } else { State::Skip(padding) };
+                    self.end_extension(what, size)?;
+                    self.state = State::Header;
                 }
                 Ok(used)
             }
@@ -303,8 +303,13 @@ impl Parser {
         TarError { offset: self.offset, path: Vec::new(), fault }
     }
 
-    fn end_extension(&mut self, what: Extension) -> Result<(), TarError> {
-        let data = std::mem::take(&mut self.extension);
+    fn end_extension(&mut self, what: Extension, size: u64) -> Result<(), TarError> {
+        let mut data = std::mem::take(&mut self.extension);
+        let padding = data.split_off(clamp(size, data.len()));
+        // Some readers take a long name up to its NUL, wherever the header says that it ends.
+        if padding.iter().any(|b| *b != 0) {
+            return Err(self.error(TarFault::Extension));
+        }
         let fault = match what {
             Extension::Pax => match pax::Pax::parse(&data) {
                 Ok(p) => {
@@ -355,6 +360,8 @@ impl Parser {
             _ => None,
         };
         if let Some(what) = extension {
+            // Nobody needs its owner and times, but some readers stop at a bad one.
+            raw.attributes().map_err(fail)?;
             // GNU and PAX extensions on one member, or one twice: readers disagree on which wins.
             let clash = match what {
                 Extension::Pax => self.pending(),
@@ -365,12 +372,11 @@ impl Parser {
             if clash || size > EXTENSION_BYTES_MAX {
                 return Err(fail(TarFault::Extension));
             }
-            let padding = padding(size);
             if size == 0 {
-                self.end_extension(what)?;
+                self.end_extension(what, 0)?;
                 self.state = State::Header;
             } else {
-                self.state = State::Extension { what, left: size, padding };
+                self.state = State::Extension { what, left: size + padding(size), size };
             }
             return Ok(());
         }
@@ -417,6 +423,16 @@ fn trim_nul(data: &[u8]) -> Result<Vec<u8>, TarFault> {
     let end = data.iter().position(|b| *b == 0).unwrap_or(data.len());
     let (name, rest) = data.split_at(end);
     if rest.iter().any(|b| *b != 0) { Err(TarFault::Nul) } else { Ok(name.to_vec()) }
+}
+
+/// The numbers every kind of header has.
+struct Attributes {
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    mtime_s: i64,
+    major: u32,
+    minor: u32,
 }
 
 /// A raw header block.
@@ -486,6 +502,23 @@ impl Raw<'_> {
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
     }
 
+    fn id(&self, at: usize) -> Result<u32, TarFault> {
+        u32::try_from(self.number(at, 8)?).map_err(|_| TarFault::Number)
+    }
+
+    fn attributes(&self) -> Result<Attributes, TarFault> {
+        Ok(Attributes {
+            // Some writers put the file type bits here too.
+            mode: (self.number(100, 8)? & 0o7777) as u16,
+            uid: self.id(108)?,
+            gid: self.id(116)?,
+            mtime_s: self.signed(136, 12)?,
+            // Read for every type, because other readers do and stop at a bad one.
+            major: self.id(329)?,
+            minor: self.id(337)?,
+        })
+    }
+
     fn member(&self, start: u64, size: u64) -> Result<Member, TarFault> {
         let path = self.path();
         let kind = match self.kind() {
@@ -500,9 +533,8 @@ impl Raw<'_> {
             b'6' => Kind::Fifo,
             other => return Err(TarFault::Type(other)),
         };
-        let id = |at| u32::try_from(self.number(at, 8)?).map_err(|_| TarFault::Number);
+        let Attributes { mode, uid, gid, mtime_s, major, minor } = self.attributes()?;
         let device = matches!(kind, Kind::Char | Kind::Block);
-        let dev = |at| if device { id(at) } else { Ok(0) };
         Ok(Member {
             offset: start,
             data_offset: start + BLOCK as u64,
@@ -510,23 +542,23 @@ impl Raw<'_> {
             path,
             link: self.text(157, 100).to_vec(),
             kind,
-            // Some writers put the file type bits here too.
-            mode: (self.number(100, 8)? & 0o7777) as u16,
-            uid: id(108)?,
-            gid: id(116)?,
-            mtime_s: self.signed(136, 12)?,
+            mode,
+            uid,
+            gid,
+            mtime_s,
             mtime_ns: 0,
-            major: dev(329)?,
-            minor: dev(337)?,
+            major: if device { major } else { 0 },
+            minor: if device { minor } else { 0 },
             xattrs: Vec::new(),
         })
     }
 }
 
-/// Octal digits between optional leading spaces and NULs and trailing ones; nothing at all is 0.
+/// Octal digits after optional spaces, with nothing but spaces and NULs behind; no digits at all are 0. Digits behind a
+/// leading NUL are a number to some readers and none to others, so they are refused.
 fn octal(field: &[u8]) -> Option<u64> {
     let pad = |b: &u8| *b == b' ' || *b == 0;
-    let start = field.iter().position(|b| !pad(b)).unwrap_or(field.len());
+    let start = field.iter().position(|b| *b != b' ').unwrap_or(field.len());
     let field = field.get(start..)?;
     let end = field.iter().position(pad).unwrap_or(field.len());
     let (digits, rest) = field.split_at(end);
