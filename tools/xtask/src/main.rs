@@ -55,7 +55,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Task::Test { stages, .. } => test::test(&stages),
-        Task::Sim { args } => run::package("sim", &args),
-        Task::Qemu { args } => run::package("qemu-tests", &args),
+        Task::Sim { args } => run::sim(&args.iter().map(String::as_str).collect::<Vec<_>>()),
+        Task::Qemu { args } => run::qemu(&args),
     }
 }

@@ -85,9 +85,23 @@ pub(crate) fn build() -> Result<Built> {
     Ok(Built { dir: dir.to_owned() })
 }
 
-/// Runs a package's binary in release mode.
-pub(crate) fn package(name: &str, args: &[String]) -> Result<()> {
-    check(cargo(&["run", "--release", "--quiet", "--locked", "-p", name, "--"]).args(args))
+/// What the machines of the QEMU tests need, by Debian package.
+pub(crate) const QEMU: &[(&str, &str)] =
+    &[("qemu-system-x86_64", "qemu-system-x86"), ("dpkg-deb", "dpkg")];
+
+/// Runs the tests on QEMU machines with the release binaries.
+pub(crate) fn qemu(args: &[String]) -> Result<()> {
+    let built = build()?;
+    let mut command = cargo(&["run", "--quiet", "--locked", "-p", "qemu-tests", "--"]);
+    for name in ["quelead", "quelea", "hello"] {
+        command.arg(format!("--{name}")).arg(built.dir.join(name));
+    }
+    check(command.args(args))
+}
+
+/// Runs the simulator, optimised and with assertions.
+pub(crate) fn sim(args: &[&str]) -> Result<()> {
+    check(cargo(&["run", "--profile", "sim", "--quiet", "--locked", "-p", "sim", "--"]).args(args))
 }
 
 /// Installs Debian packages whose programs are missing, after saying so.

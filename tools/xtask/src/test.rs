@@ -26,6 +26,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "unit", what: "all tests, those that need root too", run: unit },
     Stage { name: "sim", what: "whole clusters on virtual time, from fixed seeds", run: sim },
     Stage { name: "demo", what: "the demo, with its checks", run: demo },
+    Stage { name: "qemu", what: "the smoke set on machines of their own kernel", run: qemu },
 ];
 
 /// Names the stages.
@@ -106,7 +107,14 @@ fn unit() -> Result<Outcome> {
 }
 
 fn sim() -> Result<Outcome> {
-    run::package("sim", &["--ci".into()]).map(|()| Outcome::Passed)
+    run::sim(&["--seeds", "200", "--json"])?;
+    run::sim(&["--seeds", "10", "--twice", "--json"])?;
+    Ok(Outcome::Passed)
+}
+
+fn qemu() -> Result<Outcome> {
+    run::install(run::QEMU)?;
+    run::qemu(&["--smoke".into()]).map(|()| Outcome::Passed)
 }
 
 fn demo() -> Result<Outcome> {
