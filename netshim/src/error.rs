@@ -81,13 +81,29 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::File { op, path, errno } => write!(f, "cannot {op} {path}: {errno}"),
+            Error::File { op, path, errno } => {
+                write!(f, "cannot {op} {path}: {errno}")?;
+                // The one file that a kernel may lack.
+                let no_tun = path == crate::podnet::TUN_PATH && errno.kind() != DENIED;
+                hint(f, no_tun, "load the module with `modprobe tun`")?;
+                hint(f, errno.kind() == DENIED, "run as root")
+            }
             Error::Tun { op, device, errno } => {
-                write!(f, "TUN device {device}: {op} failed: {errno}")
+                write!(f, "TUN device {device}: {op} failed: {errno}")?;
+                let busy = errno.kind() == io::ErrorKind::ResourceBusy;
+                hint(f, busy, "another agent of this node, or its data thread, holds it")?;
+                hint(f, errno.kind() == DENIED, "run as root")
             }
             Error::Netlink { op, object, errno } => write!(f, "cannot {op} {object}: {errno}"),
-            Error::Netns { op, errno } => write!(f, "network namespace: cannot {op}: {errno}"),
-            Error::Bind { addr, errno } => write!(f, "cannot bind UDP {addr}: {errno}"),
+            Error::Netns { op, errno } => {
+                write!(f, "network namespace: cannot {op}: {errno}")?;
+                hint(f, errno.kind() == DENIED, "run as root")
+            }
+            Error::Bind { addr, errno } => {
+                write!(f, "cannot bind UDP {addr}: {errno}")?;
+                let used = errno.kind() == io::ErrorKind::AddrInUse;
+                hint(f, used, "another agent on this machine? `ss -ulpn` names it")
+            }
             Error::Thread { op, errno } => write!(f, "data thread: cannot {op}: {errno}"),
             Error::Config { field, why } => write!(f, "bad overlay configuration: {field} {why}"),
             Error::AddressesExhausted { free_at_us: Some(_) } => {
@@ -102,6 +118,13 @@ impl fmt::Display for Error {
     }
 }
 
+const DENIED: io::ErrorKind = io::ErrorKind::PermissionDenied;
+
+/// What the operator can do.
+fn hint(f: &mut fmt::Formatter<'_>, applies: bool, text: &str) -> fmt::Result {
+    if applies { write!(f, " ({text})") } else { Ok(()) }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
@@ -113,5 +136,29 @@ impl std::error::Error for Error {
             | Error::Thread { errno, .. } => Some(errno),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operators_are_told_what_to_do() {
+        let errno = |code| io::Error::from_raw_os_error(code);
+        let text = Error::File {
+            op: "open",
+            path: crate::podnet::TUN_PATH.into(),
+            errno: errno(libc::ENODEV),
+        };
+        assert!(text.to_string().contains("modprobe tun"), "{text}");
+        let addr: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let text = Error::Bind { addr, errno: errno(libc::EADDRINUSE) };
+        assert!(text.to_string().contains("127.0.0.1:1") && text.to_string().contains("ss -ulpn"));
+        let text = Error::Netns { op: "unshare", errno: errno(libc::EPERM) };
+        assert!(text.to_string().contains("root"), "{text}");
+        let text =
+            Error::Tun { op: "TUNSETIFF", device: "mesh0".into(), errno: errno(libc::EBUSY) };
+        assert!(text.to_string().contains("holds it"), "{text}");
     }
 }

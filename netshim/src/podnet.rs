@@ -174,7 +174,7 @@ pub fn remove_host() -> Result<bool, Error> {
     Ok(true)
 }
 
-const TUN_PATH: &str = "/dev/net/tun";
+pub(crate) const TUN_PATH: &str = "/dev/net/tun";
 /// Packets that wait for the data thread per interface; more are dropped by the kernel.
 const QUEUE_LEN_MAX: u32 = 1_000;
 /// The header before each packet: `struct virtio_net_hdr`.

@@ -142,6 +142,35 @@ fn every_mix_of_offloads_carries_the_same_bytes() {
 }
 
 #[test]
+fn bursts_of_small_datagrams_arrive_whole_and_in_order() {
+    const BURST: u32 = 150;
+    let mut net = Net::new(&[Options::default(); 2]);
+    let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
+    for (source, to) in both(a.addr).into_iter().zip(both(b.addr)) {
+        assert!(ping(&a.netns, to));
+        let receiver = inside(&b.netns, move || udp(to));
+        let target = receiver.local_addr().unwrap();
+        inside(&a.netns, move || {
+            let socket = udp(source);
+            for n in 0..BURST {
+                let mut datagram = [n as u8; 64];
+                datagram[..4].copy_from_slice(&n.to_le_bytes());
+                // One of another size in between ends what is joined.
+                let len = if n % 50 == 49 { 20 } else { 64 };
+                socket.send_to(&datagram[..len], target).unwrap();
+            }
+        });
+        let mut buf = [0; 2_000];
+        for n in 0..BURST {
+            let len = receiver.recv(&mut buf).unwrap();
+            assert_eq!(len, if n % 50 == 49 { 20 } else { 64 }, "datagram {n}");
+            assert_eq!(buf[..4], n.to_le_bytes());
+            assert!(buf[4..len].iter().all(|byte| *byte == n as u8));
+        }
+    }
+}
+
+#[test]
 fn pods_of_one_node_talk_without_the_wire() {
     let mut net = Net::new(&[Options::default()]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[0].pod());
