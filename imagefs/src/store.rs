@@ -18,7 +18,8 @@ mod layer;
 mod tests;
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,6 +101,9 @@ impl Store {
     pub fn open_with(root: impl AsRef<Path>, limits: Limits) -> Result<Store> {
         let root = root.as_ref();
         std::fs::create_dir_all(root).map_err(|e| Error::io("mkdir", root, e))?;
+        // Uppers hold what containers write, setuid files too: no local user but root may reach them.
+        std::fs::set_permissions(root, Permissions::from_mode(0o700))
+            .map_err(|e| Error::io("chmod", root, e))?;
         let root = root.canonicalize().map_err(|e| Error::io("canonicalize", root, e))?;
         let lock_path = root.join("lock");
         let lock = File::options()
@@ -168,6 +172,18 @@ impl Store {
     /// A place for a container's upper directory beside the layers; `name` is one path component of the caller's.
     pub fn upper_dir(&self, name: &str) -> PathBuf {
         self.shared.root.join("up").join(name.replace(['/', '\0'], "_").trim_start_matches('.'))
+    }
+
+    /// Removes upper directories left from before a reboot: all below `up/` but those in `keep`, which are paths that
+    /// [`upper_dir`](Self::upper_dir) gave. Returns how many went. To be called when no other container runs.
+    pub fn sweep_uppers(&self, keep: &[PathBuf]) -> Result<usize> {
+        let up = self.shared.root.join("up");
+        let mut removed = 0;
+        for path in disk::names(&up)?.iter().map(|n| up.join(n)).filter(|p| !keep.contains(p)) {
+            disk::remove_tree_or_file(&path)?;
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {

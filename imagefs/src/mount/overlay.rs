@@ -170,7 +170,9 @@ fn make_upper(holder: &Holder, upper: &Upper) -> Result<PathBuf> {
             fs.string("mode", "0755")?;
             fs.string("source", "quelea-upper")?;
             fs.create().map_err(|e| fs.error("create tmpfs", e))?;
-            fs.attach(MountAttrFlags::MOUNT_ATTR_NODEV, &at)?;
+            // What a container writes is no programme of the host's: setuid files work through the overlay only.
+            let flags = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+            fs.attach(flags, &at)?;
             Ok(at)
         }
     }

@@ -122,7 +122,7 @@ fn numbers() {
     assert_eq!(fault(&with_field(124, &huge)), TarFault::Number);
     let m = parse(&with_field(136, &[0xff; 12]), 512).unwrap();
     assert_eq!(m[0].mtime_s, -1);
-    assert_eq!(fault(&with_field(108, b"\0000001\0")), TarFault::Number);
+    assert_eq!(fault(&with_field(108, b"\x00000001\0")), TarFault::Number);
     let m = parse(&with_field(108, b"       \0"), 512).unwrap();
     assert_eq!(m[0].uid, 0);
 }

@@ -22,6 +22,27 @@ fn names(s: &Scratch, dir: &str) -> Vec<String> {
 }
 
 #[test]
+fn handles_cross_threads_and_uppers_are_swept() {
+    fn both<T: Send + Sync>() {}
+    fn send<T: Send>() {}
+    both::<Store>();
+    both::<imagefs::Pin>();
+    send::<imagefs::Ingest>();
+    send::<imagefs::Mounts>();
+    let s = Scratch::new("uppers");
+    let store = Store::open(s.join("store")).unwrap();
+    for name in ["a", "b", "../c"] {
+        fs::create_dir_all(store.upper_dir(name).join("u")).unwrap();
+    }
+    assert_eq!(store.sweep_uppers(&[store.upper_dir("a")]).unwrap(), 2);
+    assert_eq!(names(&s, "store/up"), ["a"]);
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &fs::metadata(s.join("store")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn one_process_at_a_time() {
     let s = Scratch::new("lock");
     let a = Store::open(s.join("store")).unwrap();
