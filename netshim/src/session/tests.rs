@@ -40,6 +40,8 @@ struct Pair {
     /// Every datagram sent, with the receiver's number.
     log: Vec<(usize, Vec<u8>)>,
     cut: bool,
+    /// Datagrams lost in a hundred.
+    loss: u64,
 }
 
 fn addr(node: usize) -> SocketAddr {
@@ -68,6 +70,7 @@ impl Pair {
             drops: [vec![], vec![]],
             log: vec![],
             cut: false,
+            loss: 0,
         }
     }
 
@@ -88,7 +91,7 @@ impl Pair {
 
     fn deliver(&mut self, to: usize, mut bytes: Vec<u8>) {
         self.log.push((to, bytes.clone()));
-        if self.cut {
+        if self.cut || self.rng.0.wrapping_mul(0x9e37_79b9) >> 33 & 0x7f < self.loss {
             return;
         }
         let mut out = Vec::new();
@@ -372,6 +375,34 @@ mod hostile {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// After any time of heavy loss both ends talk again, and nothing was taken for what it is not.
+        #[test]
+        fn loss_heals(seed: u64, loss in 1u64..90, sends in proptest::collection::vec((0usize..2, 0u64..3_000_000), 1..60)) {
+            let mut pair = Pair::new([1, 1]);
+            pair.rng = TestRng(seed);
+            pair.loss = loss;
+            for (from, wait_us) in sends {
+                pair.send(from, b"lossy");
+                pair.run(wait_us);
+            }
+            pair.loss = 0;
+            for _ in 0..40 {
+                pair.send(0, b"ping");
+                pair.send(1, b"pong");
+                pair.run(200_000);
+            }
+            pair.send(0, b"last0");
+            pair.send(1, b"last1");
+            prop_assert_eq!(pair.received[1].last().unwrap(), b"last0");
+            prop_assert_eq!(pair.received[0].last().unwrap(), b"last1");
+            for drops in &pair.drops {
+                prop_assert!(!drops.contains(&DropReason::Unauthenticated));
+                prop_assert!(!drops.contains(&DropReason::OuterMalformed));
+            }
+        }
+
         /// Whatever arrives, a node neither panics nor answers, and its session goes on.
         #[test]
         fn any_datagram(kind in 0u8..6, mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
