@@ -1,5 +1,7 @@
 //! What `quelead` says to wrong usage: what was wrong, and a code that is not zero.
 
+#![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
+
 use std::process::{Command, Output};
 
 fn quelead(args: &[&str]) -> Output {

@@ -1,5 +1,7 @@
 //! `hello` serves and asks.
 
+#![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 

@@ -3,6 +3,8 @@
 //! These tests need root, `ip`, and the binaries `quelead` and `hello` beside `quelea`; `cargo nextest run --workspace`
 //! builds them all. Each test has a dev flock of its own name.
 
+#![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
+
 mod bad_input;
 mod life;
 mod support;

@@ -83,7 +83,7 @@ fn a_spec_that_no_operator_signed_changes_nothing() {
     };
     let node = Endpoint::Unix(flock.run_dir().join("nodes/n1/run/api.sock"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut put = |key: &OperatorKey, generation| {
+    let put = |key: &OperatorKey, generation| {
         let body = full(key.sign(&submission(generation)).unwrap().to_bytes().unwrap());
         let sent = node.json::<serde_json::Value>(Method::PUT, "/v1/apps/default/hello", body);
         runtime.block_on(sent).map_err(|error| status_of(&error))
