@@ -89,7 +89,8 @@ impl Steps {
 }
 
 /// Shows it.
-pub(crate) fn demo(keep: bool) -> Result<()> {
+pub(crate) fn demo(keep: bool, json: bool) -> Result<()> {
+    let mut figures = Vec::new();
     ensure!(
         run::output(Command::new("id").arg("-u"))?.trim() == "0",
         "the demo makes namespaces and mounts and needs root; run\n  sudo -E $(which cargo) xtask demo"
@@ -108,7 +109,9 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
     let before = Remains::look()?;
 
     steps.next("three nodes in three racks");
+    let start = Instant::now();
     let flock = Flock::start(built.quelea(), keep)?;
+    figures.push(Figure::new("dev_up", start.elapsed().as_secs_f64(), "s", 2.0));
     for node in ["n1", "n2", "n3"] {
         flock.show(&["--node", node, "nodes"])?;
     }
@@ -122,7 +125,9 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
 
     steps.next("six replicas, submitted to n1");
     let spec = run::root().join("images/examples/hello.toml");
+    let start = Instant::now();
     flock.show(&["--node", "n1", "run", &spec.display().to_string()])?;
+    figures.push(Figure::new("submit_to_6_ready", start.elapsed().as_secs_f64(), "s", 2.0));
     flock.show(&["--node", "n2", "ps"])?;
     let pods = ready_pods(&flock, "n3")?;
     check_spread(&pods)?;
@@ -137,6 +142,7 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
     for node in ["n1", "n2", "n3"] {
         let status: Status = flock.json(&["--node", node, "status"])?;
         println!("{} agent: {:.1} MiB resident", status.name, mib(status.rss_bytes));
+        figures.push(Figure::new("agent_rss", mib(status.rss_bytes), "MiB", mib(AGENT_BYTES_MAX)));
         ensure!(status.rss_bytes <= AGENT_BYTES_MAX, "more than {:.0} MiB", mib(AGENT_BYTES_MAX));
     }
 
@@ -156,7 +162,7 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
 
     if keep {
         steps.done();
-        summary(&steps.times);
+        summary(&steps.times, &figures, json);
         keep_words(&built);
         return Ok(());
     }
@@ -166,7 +172,7 @@ pub(crate) fn demo(keep: bool) -> Result<()> {
     before.compare(&Remains::look()?)?;
     println!("nothing of ours remains: no process, namespace, mount, link, cgroup or file");
     steps.done();
-    summary(&steps.times);
+    summary(&steps.times, &figures, json);
     Ok(())
 }
 
@@ -174,10 +180,37 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-fn summary(times: &[(String, Duration)]) {
+/// A figure as all our measurements print it; the lower the better.
+struct Figure {
+    metric: &'static str,
+    value: f64,
+    unit: &'static str,
+    goal: f64,
+}
+
+impl Figure {
+    fn new(metric: &'static str, value: f64, unit: &'static str, goal: f64) -> Self {
+        Self { metric, value: (value * 1000.0).round() / 1000.0, unit, goal }
+    }
+
+    fn line(&self) -> String {
+        let Self { metric, value, unit, goal } = self;
+        let pass = value <= goal;
+        serde_json::json!({
+            "bench": "demo", "metric": metric, "value": value, "unit": unit,
+            "goal": goal, "better": "lower", "pass": pass,
+        })
+        .to_string()
+    }
+}
+
+fn summary(times: &[(String, Duration)], figures: &[Figure], json: bool) {
     println!("\ntimes:");
     for (title, took) in times {
         println!("  {:6.2} s  {title}", took.as_secs_f64());
+    }
+    if json {
+        figures.iter().for_each(|figure| println!("{}", figure.line()));
     }
 }
 

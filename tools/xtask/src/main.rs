@@ -25,6 +25,9 @@ enum Task {
         /// Leave the flock up at the end
         #[arg(long)]
         keep: bool,
+        /// Print the figures as JSON lines at the end, too
+        #[arg(long)]
+        json: bool,
     },
     /// Everything that CI runs
     Test {
@@ -49,7 +52,7 @@ enum Task {
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Build => run::build().map(drop),
-        Task::Demo { keep } => demo::demo(keep),
+        Task::Demo { keep, json } => demo::demo(keep, json),
         Task::Test { list: true, .. } => {
             test::list();
             Ok(())

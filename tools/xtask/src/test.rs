@@ -118,5 +118,5 @@ fn qemu() -> Result<Outcome> {
 }
 
 fn demo() -> Result<Outcome> {
-    crate::demo::demo(false).map(|()| Outcome::Passed)
+    crate::demo::demo(false, true).map(|()| Outcome::Passed)
 }
