@@ -18,7 +18,7 @@ fn main() {
     let seeds = args.next().and_then(|a| a.parse().ok()).unwrap_or(5);
     let only = args.next();
     let wants = |bench: &str| only.as_deref().is_none_or(|o| o == bench);
-    let all: [(&str, Bench); 12] = [
+    let all: [(&str, Bench); 13] = [
         ("join", join),
         ("idle", idle),
         ("crash", crash),
@@ -31,6 +31,7 @@ fn main() {
         ("partition", partition),
         ("weather", weather),
         ("restart", restart),
+        ("massloss", mass_loss),
     ];
     for (bench, run) in all {
         if wants(bench) {
@@ -167,6 +168,20 @@ fn stall(_: usize, seed: u64) {
         say(&format!("stall_{stall_s}s_events"), seed, deaths.len() as f64, "");
         let agreed = if world.agreed() { 1.0 } else { 0.0 };
         say(&format!("stall_{stall_s}s_agreed_after"), seed, agreed, "");
+    }
+}
+
+fn mass_loss(_: usize, seed: u64) {
+    for (nodes, killed) in [(3, 2), (5, 3), (40, 10), (200, 50)] {
+        let mut world = joined(nodes, seed);
+        for node in 0..killed {
+            world.kill(1 + node);
+        }
+        let took = world.until(60 * S, World::agreed);
+        say(&format!("mass_loss_{killed}_of_{nodes}"), seed, seconds(took), "s");
+        let real: Vec<String> = (1..=killed).map(name).collect();
+        let wrong = world.deaths().iter().filter(|d| !real.contains(&d.2)).count();
+        say(&format!("mass_loss_false_deaths_{nodes}"), seed, wrong as f64, "");
     }
 }
 

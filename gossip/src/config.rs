@@ -14,7 +14,7 @@ pub const BODY_MAX_BYTES: usize = 16 * 1024;
 pub const KEY_MAX_BYTES: usize = 255;
 /// Longest node name.
 pub const NAME_MAX_BYTES: usize = 63;
-/// Members held at most, dead ones included; later ones are ignored and counted.
+/// Members held at most, dead ones included. Beyond it the longest dead is forgotten; if all live, the newcomer is ignored.
 pub const MEMBERS_MAX: usize = 16 * 1024;
 /// Seeds kept at most; later ones are ignored.
 pub const SEEDS_MAX: usize = 64;

@@ -318,7 +318,10 @@ impl Swim {
 
     fn meet(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
         let Some((name, addr)) = u.full else { return };
-        if self.table.len() >= MEMBERS_MAX || u.standing == Standing::Forgotten {
+        if u.standing == Standing::Forgotten {
+            return;
+        }
+        if self.table.len() >= MEMBERS_MAX && !self.make_room(ctx) {
             return;
         }
         let state = match u.standing {
@@ -342,6 +345,13 @@ impl Swim {
         if u.standing == Standing::Suspect {
             self.accuse(u, false, ctx);
         }
+    }
+
+    /// The table is full: whoever is gone longest gives way. `false` when all are alive.
+    fn make_room(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let gone = self.table.others().filter(|(_, e)| !e.member.state.is_live());
+        let oldest = gone.min_by_key(|(nid, e)| (e.changed_us, *nid)).map(|(nid, _)| nid);
+        oldest.is_some_and(|nid| self.forget(nid, ctx))
     }
 
     /// Counters seen while the sender was a stranger stay seen.

@@ -2,7 +2,7 @@
 
 mod world;
 
-use gossip::{Event, Expect, Input, Limits, State};
+use gossip::{Event, Expect, Input, Limits, Record, Restored, State};
 use world::{MS, S, World, addr, name};
 
 fn joined(seed: u64, count: usize) -> World {
@@ -233,6 +233,42 @@ fn after_any_weather_the_flock_agrees() {
         let maps = maps.unwrap_or_else(|| panic!("seed {seed}: maps never agreed"));
         assert!(members <= 15 * S, "seed {seed}: members took {} ms", members / MS);
         assert!(maps <= 15 * S, "seed {seed}: maps took {} ms", maps / MS);
+    }
+}
+
+#[test]
+fn between_sites_the_wan_profile_is_calm() {
+    let mut world = World::new(14);
+    world.latency_us = (40_000, 120_000);
+    world.loss = 20;
+    world.spawn_with(20, |cfg| cfg.timing = gossip::Timing::of(gossip::Profile::Wan));
+    assert!(world.until(30 * S, World::agreed).is_some());
+    world.run(10 * S);
+    world.clear_events();
+    world.put(3, "s/a", &[1; 5000]);
+    assert!(world.until(5 * S, World::roots_equal).is_some());
+    world.run(120 * S);
+    assert_eq!(world.deaths(), []);
+    world.kill(6);
+    let dead = |w: &World| w.up().all(|n| w.state(n, 6) == Some(State::Dead));
+    assert!(world.until(20 * S, dead).is_some());
+}
+
+#[test]
+fn who_was_away_longer_than_deletions_are_remembered_asks_for_everything() {
+    let mut world = joined(15, 2);
+    world.put(0, "s/a", b"x");
+    world.run(S);
+    let records: Vec<Record> = world.nodes[1].gossip.records().cloned().collect();
+    assert_eq!(records.len(), 1);
+    let day_ms = 24 * 3600 * 1000;
+    for (away_ms, kept) in [(29 * day_ms, 1), (31 * day_ms, 0)] {
+        let cfg = gossip::Config::new(world::keys(), gossip::Profile::Lan);
+        let me = gossip::Identity { name: name(7), generation: 1, addr: addr(7) };
+        let mut gossip = gossip::Gossip::new(cfg, me).expect("the name is valid");
+        let (records, roster, saved_ms) = (records.clone(), Vec::new(), 1_000);
+        gossip.restore(0, 1_000 + away_ms, Restored { records, roster, saved_ms });
+        assert_eq!(gossip.range("").count(), kept);
     }
 }
 

@@ -111,6 +111,36 @@ fn damage_in_front_of_a_mark_is_refused_and_left_alone() {
 }
 
 #[test]
+fn what_a_crash_between_write_and_rename_leaves_is_ignored() {
+    let dir = Dir::new("leftover");
+    filled(&dir);
+    for junk in ["log.new", "generation.new"] {
+        fs::write(dir.0.join(junk), b"half a snapsh").unwrap();
+    }
+    let (mut disk, restored, generation) = Disk::open(&dir.0, "me", 5).unwrap();
+    assert_eq!((restored.records.len(), generation), (3, 2));
+    disk.snapshot(9, restored.records.iter(), &[]).unwrap();
+    let (_, restored, generation) = Disk::open(&dir.0, "me", 5).unwrap();
+    assert_eq!((restored.records.len(), generation), (3, 3));
+    fs::write(dir.0.join("generation"), b"????????????").unwrap();
+    assert!(matches!(Disk::open(&dir.0, "me", 5), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn a_disk_that_fails_is_given_up_and_says_so_once() {
+    let dir = Dir::new("fails");
+    filled(&dir);
+    let (mut disk, ..) = Disk::open(&dir.0, "me", 5).unwrap();
+    // A descriptor that cannot be written stands for a disk that cannot.
+    disk.log = File::open(dir.log()).unwrap();
+    disk.append(&persist("x", 1, b"y")).unwrap();
+    assert!(matches!(disk.sync(), Err(Error::File { operation: "write", errno: 9, .. })));
+    assert!(!disk.is_sound());
+    disk.append(&persist("x", 2, b"y")).unwrap();
+    assert_eq!((disk.sync(), disk.is_long()), (Ok(()), false));
+}
+
+#[test]
 fn crc_is_the_usual_one() {
     assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
 }

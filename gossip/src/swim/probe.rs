@@ -41,7 +41,9 @@ pub(super) struct Relay {
 impl Swim {
     /// Probe timer.
     pub(super) fn probe_tick(&mut self, ctx: &mut Ctx<'_>) {
-        let wait_us = self.health.stretch(self.timing.probe_us);
+        // Ill, we wait longer for answers but hardly ask less often: a lost rack would be noticed late.
+        let longest_us = self.timing.probe_us * 2;
+        let wait_us = self.health.stretch(self.timing.probe_us).min(longest_us);
         // A little jitter keeps nodes started together from ticking together.
         let spread = self.jitter(wait_us / 10, ctx);
         self.timers.set(ctx.now_us + wait_us - wait_us / 20 + spread, Timer::Probe);
@@ -156,8 +158,10 @@ impl Swim {
     }
 
     fn probe_failed(&mut self, probe: &Probe, ctx: &mut Ctx<'_>) {
-        let missing = (probe.helpers.len() as u32).saturating_sub(probe.nacks);
-        if missing > 0 || probe.helpers.is_empty() {
+        // Who is suspect by now was no help; when a rack goes, that is not our illness.
+        let alive = |n: &&Nid| self.table.get(**n).is_some_and(|e| e.member.state == State::Alive);
+        let helpers = probe.helpers.iter().filter(alive).count() as u32;
+        if probe.nacks * 2 <= helpers {
             // Helpers that do not even say no: perhaps it is us.
             self.health.worse(1);
             // Or we are taken for an outlived boot: then frames for us are sealed for another, but a greeting is answered.
