@@ -1,14 +1,16 @@
 //! Before it starts anything a coordinator makes sure that it still hears the flock.
 //!
 //! A node that was cut off takes seconds, a lone one much longer, to see the others die, and until then it
-//! believes itself in the majority. So it asks a sample of those it takes for alive, and starts only while
-//! more than half of sample and itself have answered within the last moments. On a healthy LAN that costs a
+//! believes itself in the majority. So it asks those it takes for alive (a sample of them in a large flock)
+//! and starts only while so many have answered within the last moments that they and it are more than half
+//! of the roster. On a healthy LAN that costs a
 //! round trip after an idle time, and nothing while starts go on.
 
 use std::collections::BTreeMap;
 
 use crate::msg::Message;
 use crate::turn::Turn;
+use crate::view::View;
 
 /// Nodes asked at once; all of them in a small flock.
 const SAMPLE_MAX: usize = 15;
@@ -105,12 +107,13 @@ impl Contact {
     }
 
     /// A node answered. True: enough have.
-    pub(crate) fn answered(&mut self, now_us: u64, from: &str, nonce: u64) -> bool {
+    pub(crate) fn answered(&mut self, now_us: u64, view: &View, from: &str, nonce: u64) -> bool {
         let Some(round) = self.round.as_mut().filter(|r| r.nonce == nonce) else { return false };
         let Some(answered) = round.asked.get_mut(from) else { return false };
         *answered = true;
         let yes = round.asked.values().filter(|a| **a).count() + 1;
-        if yes * 2 <= round.asked.len() + 1 {
+        // The share of the sample that answered, of all that should be alive, against half the roster.
+        if yes * view.live() * 2 <= (round.asked.len() + 1) * view.roster() {
             return false;
         }
         self.round = None;

@@ -752,7 +752,7 @@ impl Sched {
                 turn.send(from, Message::Pong { nonce });
             }
             Message::Pong { nonce } => {
-                if self.contact.answered(now_us, from, nonce) {
+                if self.contact.answered(now_us, &self.view, from, nonce) {
                     self.all_dirty(now_us);
                 }
             }
