@@ -406,3 +406,46 @@ fn mounts_of_the_spec() {
     // The image's own file was made for the bind and nothing was written to it.
     assert_eq!(std::fs::metadata(bed.root().join("etc/hosts")).expect("mount point").len(), 0);
 }
+
+#[test]
+fn a_mount_point_that_changes_under_the_launch_stays_inside() {
+    if !root_or_skip("swap") {
+        return;
+    }
+    let bed = bed("swap");
+    let outside = bed.dir.join("outside");
+    std::fs::create_dir_all(&outside).expect("directory");
+    std::fs::create_dir_all(bed.dir.join("volume")).expect("volume");
+    let (dir, link) = (bed.root().join("data"), bed.root().join("data.link"));
+    std::fs::create_dir_all(&dir).expect("directory");
+    std::os::unix::fs::symlink(&outside, &link).expect("link");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                let _ =
+                    rustix::fs::renameat_with(rustix::fs::CWD, &dir, rustix::fs::CWD, &link, flags);
+            }
+        });
+        let mut ran = 0;
+        for _ in 0..40 {
+            let c = ContainerSpec {
+                binds: vec![Bind {
+                    source: bed.dir.join("volume"),
+                    target: "/data/v".into(),
+                    read_only: false,
+                    idmap: true,
+                }],
+                ..bed.container(&["sh", "write /data/v/x"])
+            };
+            let mut shim = bed.spawn(&bed.pod(vec![c]));
+            let events = shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
+            ran += usize::from(events.iter().any(|e| matches!(e, Event::Started { .. })));
+            finish(shim);
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        println!("{ran} of 40 ran");
+    });
+    assert_eq!(std::fs::read_dir(&outside).expect("list").count(), 0, "a launch reached the host");
+}

@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 
 use common::{Bed, LONG, eventually, finish, root_or_skip};
-use initd::pod::{Backoff, Check, ContainerSpec, Kind, LogPolicy, Probe, Restart, Stop};
+use initd::pod::{Backoff, Check, ContainerSpec, Kind, LogPolicy, Probe, Restart, Rlimit, Stop};
 use initd::shim::{ContainerState, Event, ExecSpec, PodFds, PodPhase, Shim};
 
 fn until(shim: &mut Shim, what: &str, ok: impl FnMut(&Event) -> bool) -> Vec<Event> {
@@ -515,4 +515,75 @@ fn a_client_that_does_not_read_gets_a_status_instead_of_every_event() {
     let events = shim.wait(LONG, |e| matches!(e, Event::Status(_))).expect("events");
     assert!(matches!(events.last(), Some(Event::Status(_))), "{} events", events.len());
     finish(shim);
+}
+
+#[test]
+fn a_directory_has_one_shim_and_a_fresh_one_is_found() {
+    if !root_or_skip("one_shim") {
+        return;
+    }
+    let bed = Bed::new("one");
+    let spec = bed.pod(vec![bed.container(&["sleep", "600000"])]);
+    // The spawner forgets it at once, as if it had fallen.
+    drop(bed.spawn(&spec));
+    let mut first = Shim::attach(&bed.pod_dir()).expect("attach");
+    until(&mut first, "running", |e| match e {
+        Event::Started { .. } => true,
+        Event::Status(s) => matches!(s.containers[0].state, ContainerState::Running { .. }),
+        _ => false,
+    });
+    let second = Shim::spawn(std::path::Path::new(common::PROBE), &spec, PodFds::default());
+    assert_eq!(second.expect_err("refused").errno(), Some(libc::EAGAIN));
+    first.request_status().expect("status");
+    until(&mut first, "status", |e| matches!(e, Event::Status(s) if s.phase == PodPhase::Running));
+    finish(first);
+}
+
+#[test]
+fn a_fork_bomb_is_bounded_and_ends_with_its_container() {
+    if !root_or_skip("bomb") {
+        return;
+    }
+    let bed = Bed::new("bomb");
+    let limit = Rlimit { resource: libc::RLIMIT_NPROC, soft: 40, hard: 40 };
+    for init in [false, true] {
+        let c = ContainerSpec { init, rlimits: vec![limit], ..bed.container(&["bomb"]) };
+        let mut shim = bed.spawn(&bed.pod(vec![c]));
+        eventually("the bomb", || bed.log("main").contains("refused 11 after"));
+        let line = bed.log("main");
+        let children: u32 =
+            line.trim().rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a count");
+        assert!((20..=40).contains(&children), "{line}");
+        shim.stop(Some(0)).expect("stop");
+        until(&mut shim, "stop", |e| matches!(e, Event::Stopped));
+        finish(shim);
+        std::fs::remove_file(bed.pod_dir().join("logs/main.log")).expect("log");
+        let left = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter(|e| {
+            let cmdline = std::fs::read(e.path().join("cmdline")).unwrap_or_default();
+            cmdline.windows(6).any(|w| w == b"599997")
+        });
+        assert_eq!(left.count(), 0, "bomblets");
+    }
+}
+
+#[test]
+fn sigterm_to_a_shim_stops_its_pod_in_order() {
+    if !root_or_skip("shim_term") {
+        return;
+    }
+    let bed = Bed::new("term");
+    let c = ContainerSpec { init: true, ..bed.container(&["sleep", "600000"]) };
+    let mut shim = bed.spawn(&bed.pod(vec![c]));
+    until(&mut shim, "start", |e| matches!(e, Event::Started { .. }));
+    shim.request_status().expect("status");
+    let events = until(&mut shim, "status", |e| matches!(e, Event::Status(_)));
+    let Some(Event::Status(status)) = events.last() else { panic!() };
+    let pid = rustix::process::Pid::from_raw(status.shim_pid as i32).expect("pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+    let events = until(&mut shim, "end", |e| matches!(e, Event::Gone));
+    let stopped =
+        |e: &Event| matches!(e, Event::Exited { exit, .. } if exit.signal == Some(libc::SIGTERM));
+    assert!(events.iter().any(stopped), "{events:?}");
+    eventually("the end of the shim", || shim.reap());
+    assert_eq!(initd::shim::last_status(&bed.pod_dir()).expect("status").phase, PodPhase::Stopped);
 }

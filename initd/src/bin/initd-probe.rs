@@ -107,6 +107,20 @@ fn main() {
             println!("zombies={}", zombies());
             0
         }
+        "bomb" => {
+            let me = std::env::current_exe().unwrap_or_default();
+            let mut children = Vec::new();
+            loop {
+                match std::process::Command::new(&me).args(["sleep", "599997"]).spawn() {
+                    Ok(child) => children.push(child),
+                    Err(e) => {
+                        let errno = e.raw_os_error().unwrap_or(0);
+                        println!("refused {errno} after {}", children.len());
+                        std::thread::sleep(std::time::Duration::from_secs(600));
+                    }
+                }
+            }
+        }
         "spawn-sleep" => {
             let me = std::env::current_exe().unwrap_or_default();
             let _ = std::process::Command::new(&me).args(["sleep", word(2)]).spawn();

@@ -51,7 +51,10 @@ pub struct Config {
 #[must_use]
 pub fn main(config: &Config) -> i32 {
     if std::process::id() != 1 {
-        eprintln!("quelead init: this role is for PID 1, and this is {}", std::process::id());
+        say(format_args!(
+            "quelead init: this role is for PID 1, and this is {}",
+            std::process::id()
+        ));
         return 1;
     }
     let mut booted = None;
@@ -59,7 +62,7 @@ pub fn main(config: &Config) -> i32 {
         Mode::Machine => booted = Some(machine::boot()),
         Mode::Namespace => {
             if let Err(e) = mount_proc() {
-                eprintln!("quelead init: mount /proc: {}", std::io::Error::from(e));
+                say(format_args!("quelead init: mount /proc: {}", std::io::Error::from(e)));
                 return 1;
             }
         }
@@ -69,7 +72,7 @@ pub fn main(config: &Config) -> i32 {
         match sys::signal_pipe(&[libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGCHLD]) {
             Ok(pipe) => Signals { pipe },
             Err(e) => {
-                eprintln!("quelead init: signals: {}", std::io::Error::from(e));
+                say(format_args!("quelead init: signals: {}", std::io::Error::from(e)));
                 return 1;
             }
         };
@@ -85,7 +88,7 @@ pub fn main(config: &Config) -> i32 {
                     next = Some(match spawn(&config.agent) {
                         Ok(pid) => Input::Spawned(pid),
                         Err(e) => {
-                            eprintln!("quelead init: start the agent: {e}");
+                            say(format_args!("quelead init: start the agent: {e}"));
                             Input::SpawnFailed
                         }
                     });
@@ -113,7 +116,7 @@ fn wait(
             let Ok(Some(pid)) = sys::peek_ended() else { break };
             let status = sys::reap(pid).ok().flatten().unwrap_or(0);
             if core.agent() == Some(pid) {
-                eprintln!("quelead init: the agent ended: {}", describe(status));
+                say(format_args!("quelead init: the agent ended: {}", describe(status)));
                 return Input::AgentEnded;
             }
             if let (Some(booted), Ok(pid)) = (booted.as_mut(), i32::try_from(pid)) {
@@ -132,6 +135,12 @@ fn wait(
             _ => {}
         }
     }
+}
+
+/// A line on standard error; nobody there to read it is no reason to fall (eprintln would).
+fn say(line: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "quelea init: {line}");
 }
 
 /// The signals that have come.

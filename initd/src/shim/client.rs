@@ -28,6 +28,12 @@ pub const SOCKET_NAME: &str = "shim.sock";
 /// Name of the last status in the pod's directory.
 pub const STATUS_NAME: &str = "status";
 
+/// How long [`Shim::attach`] waits for a shim that lives but does not listen yet.
+const STARTING_WAIT: Duration = Duration::from_secs(1);
+
+/// How long [`Shim::spawn`] waits for the directory's last shim, whose connection ends shortly before it does.
+const LOCK_WAIT: Duration = Duration::from_millis(100);
+
 /// What the caller hands to a pod. The shim gets duplicates; the caller may close its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PodFds<'a> {
@@ -158,9 +164,11 @@ impl Shim {
     /// The shim is a child of the caller until that ends; [`reap`](Self::reap) collects it.
     ///
     /// # Errors
-    /// [`Error::Spec`] when the spec cannot run, [`Error::Sys`] when a shim cannot be started. No process is left.
+    /// [`Error::Spec`] when the spec cannot run, [`Error::Sys`] when a shim cannot be started: `EAGAIN` when the pod's
+    /// directory has one. No process is left.
     pub fn spawn(exe: &Path, spec: &PodSpec, fds: PodFds<'_>) -> Result<Self> {
         spec.check()?;
+        let lock = lock(&spec.dir)?;
         let bytes = spec.encode()?;
         let memfd = rustix::fs::memfd_create("pod", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| Error::sys("memfd_create", &spec.id, e))?;
@@ -191,7 +199,7 @@ impl Shim {
             tun: fds.tun.is_some(),
             userns: fds.userns.map(|(_, map)| map),
         };
-        let mut pass = vec![memfd.as_fd()];
+        let mut pass = vec![memfd.as_fd(), lock.as_fd()];
         pass.extend([fds.netns, fds.tun, fds.userns.map(|(fd, _)| fd)].into_iter().flatten());
         let sent = shim.send(&request, &pass).and_then(|()| {
             rustix::io::ioctl_fionbio(&shim.socket, true)
@@ -204,27 +212,23 @@ impl Shim {
         Ok(shim)
     }
 
-    /// Connects to the shim of a pod directory, after a restart of the agent for example. The first event is a
-    /// [`Event::Status`].
+    /// Connects to the shim of a pod directory, after a restart of the agent for example. Waits up to a second for a
+    /// shim that has only just been spawned. The first event is a [`Event::Status`].
     ///
     /// # Errors
-    /// [`Error::Gone`] when no shim listens there: see [`last_status`] and [`crate::cgroup::Cgroup::kill`].
+    /// [`Error::Gone`] when no shim listens there: see [`last_status`], and
+    /// [`NodeCgroup::remove_pod`](crate::cgroup::NodeCgroup::remove_pod) for what it left.
     pub fn attach(dir: &Path) -> Result<Self> {
-        let socket = net::socket_with(
-            net::AddressFamily::UNIX,
-            net::SocketType::SEQPACKET,
-            net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|e| Error::sys("socket for", dir.display(), e))?;
-        let addr = socket_address(dir)?;
-        match net::connect(&socket, &addr.1) {
-            Ok(()) => {}
-            Err(Errno::CONNREFUSED | Errno::NOENT) => {
-                return Err(Error::Gone { dir: dir.to_path_buf() });
+        let deadline = Instant::now() + STARTING_WAIT;
+        let socket = loop {
+            match connect(dir) {
+                // A shim that an agent spawned just before it fell may still be on its way to its socket.
+                Err(Error::Gone { .. }) if has_shim(dir) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                r => break r?,
             }
-            Err(e) => return Err(Error::sys("connect to shim of", dir.display(), e)),
-        }
+        };
         rustix::io::ioctl_fionbio(&socket, true)
             .map_err(|e| Error::sys("ioctl FIONBIO on socket of", dir.display(), e))?;
         let mut shim = Self {
@@ -434,6 +438,44 @@ pub fn last_status(dir: &Path) -> Result<PodStatus> {
     let path = dir.join(STATUS_NAME);
     let bytes = std::fs::read(&path).map_err(|e| Error::io("read", path.display(), &e))?;
     wire::decode(&bytes)?.ok_or(Error::Format { what: "pod status", why: "of another version" })
+}
+
+fn connect(dir: &Path) -> Result<OwnedFd> {
+    let kind = net::SocketType::SEQPACKET;
+    let socket = net::socket_with(net::AddressFamily::UNIX, kind, net::SocketFlags::CLOEXEC, None)
+        .map_err(|e| Error::sys("socket for", dir.display(), e))?;
+    let (_dir, address) = socket_address(dir)?;
+    match net::connect(&socket, &address) {
+        Ok(()) => Ok(socket),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Err(Error::Gone { dir: dir.to_path_buf() }),
+        Err(e) => Err(Error::sys("connect to shim of", dir.display(), e)),
+    }
+}
+
+/// One shim for a directory, whatever agents do: locked before there is a shim and until it ends, because the lock goes
+/// with the descriptor that it is given.
+fn lock(dir: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fail = |op| move |e| Error::sys(op, dir.display(), e);
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(fail("open"))?;
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match rustix::fs::flock(&fd, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(fd),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => return Err(fail("lock (another shim has it)")(e)),
+        }
+    }
+}
+
+/// Whether a living shim holds the directory's lock.
+fn has_shim(dir: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let shared = rustix::fs::FlockOperation::NonBlockingLockShared;
+    rustix::fs::open(dir, flags, Mode::empty())
+        .is_ok_and(|fd| rustix::fs::flock(&fd, shared) == Err(Errno::WOULDBLOCK))
 }
 
 /// Starts the shim's process, in its cgroup from its first instruction: moving it there later takes the kernel

@@ -25,7 +25,9 @@ pub fn main() -> i32 {
             0
         }
         Err(e) => {
-            eprintln!("quelea-shim: {e}");
+            use std::io::Write as _;
+            // Nobody there to read it is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "quelea-shim: {e}");
             1
         }
     }

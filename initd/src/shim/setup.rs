@@ -71,11 +71,19 @@ fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
         if there { fds.next().map(Some).ok_or_else(missing) } else { Ok(None) }
     };
     let spec_fd = next(true)?.ok_or_else(missing)?;
+    let lock = next(true)?.ok_or_else(missing)?;
     let (netns_fd, tun_fd, userns_fd) = (next(netns)?, next(tun)?, next(userns.is_some())?);
     let spec = PodSpec::decode(&read_spec(&spec_fd)?)?;
     let dir = open_dir(&spec.dir)?;
     let terminate = sys::terminate_fd().map_err(|e| Error::sys("signalfd", "SIGTERM", e))?;
-    let held = Held { terminate, dir, netns: netns_fd, tun: tun_fd, userns: userns_fd.zip(userns) };
+    let held = Held {
+        terminate,
+        dir,
+        _lock: lock,
+        netns: netns_fd,
+        tun: tun_fd,
+        userns: userns_fd.zip(userns),
+    };
     Ok((spec, held))
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Held {
     /// SIGTERM, which means: stop the pod and end. A node that is shut down sends it to all.
     pub(super) terminate: OwnedFd,
     pub(super) dir: OwnedFd,
+    /// Says that this directory has a shim.
+    pub(super) _lock: OwnedFd,
     pub(super) netns: Option<OwnedFd>,
     pub(super) tun: Option<OwnedFd>,
     pub(super) userns: Option<(OwnedFd, IdMap)>,

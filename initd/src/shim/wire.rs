@@ -15,12 +15,12 @@ pub(crate) const WIRE_VERSION: u8 = 1;
 /// Largest message. `SO_SNDBUF` starts at 208 KiB, so one always fits.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Most descriptors beside a message.
-pub(crate) const FDS_MAX: usize = 4;
+pub(crate) const FDS_MAX: usize = 5;
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// The first message to a fresh shim; descriptors: spec memfd, then those named here.
+    /// The first message to a fresh shim; descriptors: spec memfd, locked directory, then those named here.
     Launch { netns: bool, tun: bool, userns: Option<IdMap> },
     /// Answered by [`Reply::Status`].
     Status,
