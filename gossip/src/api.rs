@@ -128,6 +128,12 @@ pub enum Event {
     },
     /// A record is new, here or from elsewhere; a tombstone has no body.
     Changed(Record),
+    /// A record from our disk is not held any more: we were away for longer than deletions are remembered, and a peer that
+    /// was not took precedence. It comes back as [`Event::Changed`] if it still exists.
+    Dropped {
+        /// Its key.
+        key: String,
+    },
     /// A message from a member.
     Unicast {
         /// The sender, authenticated by the flock's key only.

@@ -35,7 +35,8 @@ pub struct Restored {
     pub records: Vec<Record>,
     /// Members at the time.
     pub roster: Vec<MemberInfo>,
-    /// Wall clock when it was last written; after a longer absence than tombstones live the records are discarded.
+    /// Wall clock when it was last written. After a longer absence than tombstones live, the records give way to those of
+    /// the first peer that was there all the time: what was deleted meanwhile nobody could tell us.
     pub saved_ms: u64,
 }
 
@@ -89,13 +90,8 @@ impl Gossip {
             self.swim.remember(info, now_us);
         }
         let absent_ms = wall_ms.saturating_sub(restored.saved_ms);
-        if restored.saved_ms > 0 && absent_ms > self.map.tombstone_ms() {
-            // What was deleted meanwhile nobody remembers any more: better to ask for everything.
-            return;
-        }
-        for record in restored.records {
-            self.map.restore(record);
-        }
+        let outlived = restored.saved_ms > 0 && absent_ms > self.map.tombstone_ms();
+        self.map.restore(restored.records, outlived);
     }
 
     /// One event in, any number of outputs out (appended). `now_us` never goes back.
@@ -337,7 +333,7 @@ impl Gossip {
     }
 
     fn message(&mut self, nid: Nid, dest: Dest, message: &Message<'_>, step: &mut Step<'_>) {
-        if nid == self.swim.table.my_nid() && !matches!(message, Message::HelloAck(_)) {
+        if nid == self.swim.table.my_nid() && !matches!(message, Message::HelloAck(..)) {
             return;
         }
         match *message {
@@ -371,8 +367,11 @@ impl Gossip {
                     Message::Ping { root, .. } => {
                         self.with_map(step, |map, ctx| map.on_root(dest, root, ctx));
                     }
-                    Message::HelloAck(_) if nid != self.swim.table.my_nid() => {
-                        self.with_map(step, |map, ctx| map.compare_now(dest, ctx));
+                    Message::HelloAck(_, up_s) if nid != self.swim.table.my_nid() => {
+                        self.with_map(step, |map, ctx| {
+                            map.meet(up_s, ctx);
+                            map.compare_now(dest, ctx);
+                        });
                     }
                     _ => {}
                 }

@@ -167,10 +167,18 @@ impl Disk {
             return Ok(());
         }
         if let Some(durable) = self.mark.take() {
-            Entry::Mark { durable }.write(&mut self.batch);
+            Entry::Mark { durable, wall_ms: wall_ms() }.write(&mut self.batch);
         }
         entry.write(&mut self.batch);
         Ok(())
+    }
+
+    /// Notes that this node is alive now.
+    pub(crate) fn touch(&mut self) {
+        if !self.broken {
+            let durable = self.mark.take().unwrap_or(0);
+            Entry::Mark { durable, wall_ms: wall_ms() }.write(&mut self.batch);
+        }
     }
 
     /// Hands the batch to the kernel.
@@ -241,7 +249,7 @@ enum Entry<'a> {
     Dropped(&'a str),
     Member(&'a MemberInfo),
     Forgotten(&'a str),
-    Mark { durable: u64 },
+    Mark { durable: u64, wall_ms: u64 },
 }
 
 impl Entry<'_> {
@@ -271,9 +279,10 @@ impl Entry<'_> {
                 out.push(kind::FORGOTTEN);
                 put_text(out, name);
             }
-            Entry::Mark { durable } => {
+            Entry::Mark { durable, wall_ms } => {
                 out.push(kind::MARK);
                 put_varint(out, *durable);
+                put_varint(out, *wall_ms);
             }
         }
         let content = out.get(start + HEAD_BYTES..).unwrap_or(&[]);
@@ -365,7 +374,6 @@ impl Replay {
             }
             kind::RECORD => {
                 let record = read_record(&mut r).ok_or(BAD)?;
-                self.saved_ms = self.saved_ms.max(record.at_ms.min(self.saved_ms + YEAR_MS));
                 self.records.insert(record.key.to_string(), record);
             }
             kind::DROPPED => {
@@ -386,7 +394,10 @@ impl Replay {
             kind::FORGOTTEN => {
                 self.roster.remove(r.text().ok_or(BAD)?);
             }
-            kind::MARK => {}
+            kind::MARK => {
+                let _durable = r.varint().ok_or(BAD)?;
+                self.saved_ms = self.saved_ms.max(r.varint().ok_or(BAD)?);
+            }
             _ => return Err("written by a later version"),
         }
         Ok(())
@@ -400,9 +411,6 @@ impl Replay {
         }
     }
 }
-
-/// A record with a wild clock must not make the log look younger than it can be.
-const YEAR_MS: u64 = 365 * 24 * 3600 * 1000;
 
 fn read_generation(dir: &Path) -> Result<u64, Error> {
     let path = dir.join("generation");
@@ -435,6 +443,12 @@ fn write_generation(dir: &Path, generation: u64) -> Result<(), Error> {
 fn sync_dir(dir: &Path) -> Result<(), Error> {
     let sync = || File::open(dir)?.sync_all();
     sync().map_err(|e| failed("fsync directory", dir, &e))
+}
+
+fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Before 1970 counts as 1970: a machine without a clock.
+    since.map_or(0, |d| d.as_millis() as u64)
 }
 
 fn failed(operation: &'static str, path: &Path, error: &io::Error) -> Error {

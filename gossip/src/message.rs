@@ -52,8 +52,8 @@ pub(crate) enum Message<'a> {
     Updates(Reader<'a>),
     /// Open frame: who is at this address?
     Hello(Update<'a>),
-    /// I am.
-    HelloAck(Update<'a>),
+    /// I am, and have been for so many seconds.
+    HelloAck(Update<'a>, u64),
     /// Your name hash means nothing to me.
     WhoAreYou,
     /// Hashes of my member buckets.
@@ -100,7 +100,7 @@ impl<'a> Message<'a> {
             tag::PING_REQ => Message::PingReq { seq: r.u32()?, target: Nid(r.u64()?) },
             tag::UPDATES => Message::Updates(*r),
             tag::HELLO => Message::Hello(Update::read(r)?),
-            tag::HELLO_ACK => Message::HelloAck(Update::read(r)?),
+            tag::HELLO_ACK => Message::HelloAck(Update::read(r)?, r.varint()?),
             tag::WHO_ARE_YOU => Message::WhoAreYou,
             tag::MEMBER_DIGEST => {
                 let mut hashes = [0; MEMBER_BUCKETS];

@@ -114,6 +114,7 @@ pub(crate) struct Swim {
     conflict_us: u64,
     leave_rounds: Option<u32>,
     started: bool,
+    started_us: u64,
     pub(crate) root: u64,
 }
 
@@ -142,6 +143,7 @@ impl Swim {
             conflict_us: 0,
             leave_rounds: None,
             started: false,
+            started_us: 0,
             root: 0,
         }
     }
@@ -185,6 +187,7 @@ impl Swim {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
+        self.started_us = ctx.now_us;
         let phase = self.jitter(self.timing.probe_us, ctx);
         self.timers.set(ctx.now_us + phase, Timer::Probe);
         self.timers.set(ctx.now_us, Timer::Contact);

@@ -256,19 +256,30 @@ fn between_sites_the_wan_profile_is_calm() {
 
 #[test]
 fn who_was_away_longer_than_deletions_are_remembered_asks_for_everything() {
-    let mut world = joined(15, 2);
-    world.put(0, "s/a", b"x");
-    world.run(S);
-    let records: Vec<Record> = world.nodes[1].gossip.records().cloned().collect();
-    assert_eq!(records.len(), 1);
-    let day_ms = 24 * 3600 * 1000;
-    for (away_ms, kept) in [(29 * day_ms, 1), (31 * day_ms, 0)] {
-        let cfg = gossip::Config::new(world::keys(), gossip::Profile::Lan);
-        let me = gossip::Identity { name: name(7), generation: 1, addr: addr(7) };
-        let mut gossip = gossip::Gossip::new(cfg, me).expect("the name is valid");
-        let (records, roster, saved_ms) = (records.clone(), Vec::new(), 1_000);
-        gossip.restore(0, 1_000 + away_ms, Restored { records, roster, saved_ms });
-        assert_eq!(gossip.range("").count(), kept);
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    // Away for so many days, the flock up for so many seconds before.
+    for (days, up, kept) in [(29, 4000, 1), (31, 4000, 0), (31, 60, 1)] {
+        let mut world = World::new(15);
+        world.spawn(3);
+        world.put(1, "s/a", b"x");
+        world.run(10 * S);
+        let records: Vec<Record> = world.nodes[2].gossip.records().cloned().collect();
+        assert_eq!(records.len(), 1);
+        world.kill(2);
+        // Deleted and forgotten meanwhile: as if it had never been.
+        for node in [0, 1] {
+            world.kill(node);
+            world.restart(node);
+        }
+        world.run(up * S);
+        let wall_ms = world.wall_ms(2);
+        let (roster, saved_ms) = (Vec::new(), wall_ms - days * DAY_MS);
+        world.restart_with(2, Restored { records, roster, saved_ms });
+        assert!(world.until(10 * S, World::agreed).is_some());
+        world.run(3 * S);
+        for node in 0..3 {
+            assert_eq!(world.nodes[node].gossip.range("s/").count(), kept, "{days} d, {up} s");
+        }
     }
 }
 

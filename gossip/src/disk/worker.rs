@@ -20,6 +20,7 @@ const PENDING_MAX: u64 = 200_000;
 
 enum Job {
     Remember(Persist),
+    Touch,
     Sync { ticket: u64 },
     Snapshot { wall_ms: u64, records: Vec<Record>, roster: Vec<MemberInfo> },
 }
@@ -64,6 +65,11 @@ impl Worker {
 
     pub(crate) fn remember(&mut self, what: Persist) {
         self.send(Job::Remember(what));
+    }
+
+    /// Notes on disk that this node is alive now.
+    pub(crate) fn touch(&mut self) {
+        self.send(Job::Touch);
     }
 
     /// Makes everything so far durable; the ticket shows up in [`Worker::durable`].
@@ -145,6 +151,10 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
             jobs += 1;
             result = result.and(match job {
                 Job::Remember(what) => disk.append(&what),
+                Job::Touch => {
+                    disk.touch();
+                    Ok(())
+                }
                 Job::Sync { ticket: t } => {
                     ticket = Some(t);
                     Ok(())

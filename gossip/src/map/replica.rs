@@ -22,6 +22,8 @@ use spread::Rumour;
 
 /// Interval of housekeeping.
 const HOUSE_US: u64 = 60_000_000;
+/// A node up for so long knows what the flock knows.
+const SETTLED_S: u64 = 3600;
 /// A revision never reaches this, so that the next one always fits.
 const REV_MAX: u64 = 1 << 62;
 
@@ -52,8 +54,6 @@ pub(crate) enum Source {
     Rumour,
     /// By comparison: probably everybody else has it.
     Repair,
-    /// From our disk.
-    Disk,
 }
 
 /// A comparison that waits for rumours to make it needless.
@@ -85,6 +85,8 @@ pub(crate) struct Replica {
     skipped: u32,
     serve_slot: u64,
     served_bytes: usize,
+    /// Records up to this cursor are older than tombstones live.
+    outlived: Option<u64>,
     /// Writers whose refusal was reported.
     over_quota: BTreeSet<Arc<str>>,
 }
@@ -111,6 +113,7 @@ impl Replica {
             skipped: 0,
             serve_slot: 0,
             served_bytes: 0,
+            outlived: None,
             over_quota: BTreeSet::new(),
         }
     }
@@ -151,9 +154,29 @@ impl Replica {
         }
     }
 
-    /// Takes a record back from disk.
-    pub(crate) fn restore(&mut self, record: Record) {
-        let _ = self.store.merge(record);
+    /// Takes records back from disk. `outlived`: tombstones may have come and gone since they were written.
+    pub(crate) fn restore(&mut self, records: Vec<Record>, outlived: bool) {
+        for record in records {
+            let _ = self.store.merge(record);
+        }
+        if outlived {
+            self.outlived = Some(self.store.cursor());
+        }
+    }
+
+    /// A peer answered that has been up for so long. If we were away too long and it was there, what we brought is dropped
+    /// in favour of what it holds. If the whole flock was away, nobody has been up long, and everything is kept.
+    pub(crate) fn meet(&mut self, up_s: u64, ctx: &mut MapCtx<'_>) {
+        let Some(cursor) = self.outlived.filter(|_| up_s >= SETTLED_S) else { return };
+        self.outlived = None;
+        let brought = self.store.changes("", 0).take_while(|(place, _)| *place <= cursor);
+        let keys: Vec<Arc<str>> = brought.map(|(_, record)| record.key.clone()).collect();
+        for key in keys {
+            self.store.remove(key_hash(&key));
+            let key = key.to_string();
+            ctx.out.push(Output::Persist(Persist::Dropped { key: key.clone() }));
+            ctx.out.push(Output::Event(Event::Dropped { key }));
+        }
     }
 
     /// Writes a record here.

@@ -122,12 +122,8 @@ impl Swim {
 
     pub(super) fn greet(&mut self, addr: SocketAddr, ctx: &mut Ctx<'_>) {
         let dest = Dest { addr, to: Binding::Open };
-        self.push_me(dest, tag::HELLO, ctx);
-    }
-
-    fn push_me(&self, dest: Dest, tag: u8, ctx: &mut Ctx<'_>) {
         let me = self.table.me().info();
-        ctx.net.push(dest, tag, |out| Update::of(&me).write(out));
+        ctx.net.push(dest, tag::HELLO, |out| Update::of(&me).write(out));
     }
 
     /// An open frame greets us. It is answered, not believed: it might be a recording.
@@ -158,7 +154,12 @@ impl Swim {
             });
             return;
         }
-        self.push_me(dest, tag::HELLO_ACK, ctx);
+        let me = self.table.me().info();
+        let up_s = ctx.now_us.saturating_sub(self.started_us) / 1_000_000;
+        ctx.net.push(dest, tag::HELLO_ACK, |out| {
+            Update::of(&me).write(out);
+            crate::wire::put_varint(out, up_s);
+        });
     }
 
     /// Our greeting named a generation that the flock has seen before.

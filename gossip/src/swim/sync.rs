@@ -30,7 +30,9 @@ impl Swim {
                     self.apply(&update, ctx);
                 }
             }
-            Message::HelloAck(update) if update.nid == nid => self.on_hello_ack(dest, &update, ctx),
+            Message::HelloAck(update, _) if update.nid == nid => {
+                self.on_hello_ack(dest, &update, ctx)
+            }
             Message::Outdated { generation, addr } => {
                 self.on_outdated(dest, generation, addr, ctx);
             }

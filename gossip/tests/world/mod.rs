@@ -129,6 +129,21 @@ impl World {
         self.input(node, Input::Timer);
     }
 
+    /// A new boot that remembers.
+    pub fn restart_with(&mut self, node: usize, restored: gossip::Restored) {
+        let (now, wall) = (self.now, self.wall_ms(node));
+        let n = &mut self.nodes[node];
+        n.generation += 1;
+        n.up = true;
+        n.gossip = boot(node, &n.name, n.generation, n.cfg.clone());
+        n.gossip.restore(now, wall, restored);
+        self.input(node, Input::Timer);
+    }
+
+    pub fn wall_ms(&self, node: usize) -> u64 {
+        (WALL_MS + self.now / 1000).saturating_add_signed(self.nodes[node].wall_skew_ms)
+    }
+
     /// Its disk is gone.
     pub fn forget_generation(&mut self, node: usize) {
         self.nodes[node].generation = 0;
@@ -150,8 +165,8 @@ impl World {
 
     pub fn input(&mut self, node: usize, input: Input<'_>) {
         let mut out = Vec::new();
+        let wall = self.wall_ms(node);
         let n = &mut self.nodes[node];
-        let wall = (WALL_MS + self.now / 1000).saturating_add_signed(n.wall_skew_ms);
         n.gossip.step(self.now, wall, input, &mut n.rng, &mut out);
         self.arm(node);
         for output in out {

@@ -40,7 +40,7 @@ impl Replica {
         let repaired = source == Source::Repair;
         // While catching up, what we pull is news to us only.
         let catching_up = repaired && !self.waiting.is_empty();
-        if source == Source::Disk || catching_up || self.rumours.len() >= RUMOURS_MAX {
+        if catching_up || self.rumours.len() >= RUMOURS_MAX {
             return;
         }
         let push = !repaired && self.store.by_hash(key).is_some_and(|r| r.size_bytes() < 900);
