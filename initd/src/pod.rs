@@ -573,25 +573,29 @@ impl ContainerSpec {
         {
             return Err(("resources.cpu_weight", "must be 1 to 10000"));
         }
-        for p in self.ready.iter().chain(&self.live) {
-            if p.every_ms == 0 || p.timeout_ms == 0 || p.failures == 0 || p.successes == 0 {
-                return Err((
-                    "ready/live",
-                    "every, timeout, failures and successes are at least 1",
-                ));
-            }
-            if let Check::Exec { argv } = &p.check
-                && (argv.first().is_none_or(String::is_empty) || argv.iter().any(|a| nul(a)))
-            {
-                return Err(("ready/live.exec", "no program, or a NUL byte"));
-            }
-            if let Check::Http { path, .. } = &p.check
-                && (!path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b == 0x7f))
-            {
-                return Err(("ready/live.http.path", "must start with / and hold no blanks"));
-            }
+        self.ready.iter().chain(&self.live).try_for_each(Probe::check)
+    }
+}
+
+impl Probe {
+    fn check(&self) -> std::result::Result<(), (&'static str, &'static str)> {
+        if self.every_ms == 0 || self.timeout_ms == 0 || self.failures == 0 || self.successes == 0 {
+            return Err(("ready/live", "every, timeout, failures and successes are at least 1"));
         }
-        Ok(())
+        match &self.check {
+            Check::Exec { argv }
+                if argv.first().is_none_or(String::is_empty)
+                    || argv.iter().any(|a| a.contains('\0')) =>
+            {
+                Err(("ready/live.exec", "no program, or a NUL byte"))
+            }
+            Check::Http { path, .. }
+                if !path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b == 0x7f) =>
+            {
+                Err(("ready/live.http.path", "must start with / and hold no blanks"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

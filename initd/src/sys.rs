@@ -208,6 +208,29 @@ unsafe fn clone3_call(
     r
 }
 
+/// A new terminal of a devpts mount, by descriptors only: its two ends. The program gets the second.
+pub(crate) fn terminal(pts: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd)> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let ours = rustix::fs::openat(pts, c"ptmx", flags, Mode::empty())?;
+    let unlocked: c_int = 0;
+    // SAFETY: the kernel reads one int.
+    check(unsafe { libc::ioctl(ours.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) }.into())?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: takes a number and gives a new descriptor that nobody else knows.
+    let theirs = unsafe {
+        let fd = check(libc::ioctl(ours.as_raw_fd(), libc::TIOCGPTPEER, flags).into())?;
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    Ok((ours, theirs))
+}
+
+/// Makes a terminal the controlling one of this session. *child*
+pub(crate) fn control_terminal(fd: RawFd) -> Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::ioctl(fd, libc::TIOCSCTTY, 0) }.into()).map(drop)
+}
+
 /// The mount namespace of a pidfd's process; since Linux 6.11.
 pub(crate) fn mount_namespace(pidfd: BorrowedFd<'_>) -> Option<OwnedFd> {
     /// `_IO(PIDFS_IOCTL_MAGIC, 3)`.

@@ -587,3 +587,36 @@ fn sigterm_to_a_shim_stops_its_pod_in_order() {
     eventually("the end of the shim", || shim.reap());
     assert_eq!(initd::shim::last_status(&bed.pod_dir()).expect("status").phase, PodPhase::Stopped);
 }
+
+#[test]
+fn a_program_on_a_terminal() {
+    if !root_or_skip("terminal") {
+        return;
+    }
+    let bed = Bed::new("terminal");
+    let c = ContainerSpec { user: "web".into(), ..bed.container(&["sleep", "600000"]) };
+    let mut shim = bed.spawn(&bed.pod(vec![c]));
+    until(&mut shim, "start", |e| matches!(e, Event::Started { .. }));
+    shim.exec_terminal(&exec("main", &["terminal"])).expect("exec");
+    let events = until(&mut shim, "terminal", |e| matches!(e, Event::Terminal { .. }));
+    let Some(Event::Terminal { fd, .. }) = events.into_iter().next_back() else { panic!() };
+    let mut terminal = std::fs::File::from(fd);
+    let size = rustix::termios::Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&terminal, size).expect("resize");
+    terminal.write_all(b"go\n").expect("write");
+    let mut text = Vec::new();
+    let mut buffer = [0u8; 256];
+    // EIO is the end of a terminal.
+    while let Ok(n @ 1..) = terminal.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..n]);
+    }
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("33 rows 77 columns"), "{text}");
+    assert!(text.contains("/dev/tty ok"), "{text}");
+    assert!(text.contains("name /dev/pts/0"), "{text}");
+    let ended = |e: &Event| matches!(e, Event::ExecExited { exit, .. } if exit.code == Some(0));
+    until(&mut shim, "end", ended);
+    shim.exec_terminal(&exec("nobody", &["terminal"])).expect("exec");
+    until(&mut shim, "refusal", |e| matches!(e, Event::ExecFailed { .. }));
+    finish(shim);
+}

@@ -107,6 +107,19 @@ fn main() {
             println!("zombies={}", zombies());
             0
         }
+        "terminal" => {
+            // Waits for a line, so that the size has been set.
+            let mut line = String::new();
+            let _ = std::io::stdin().read_line(&mut line);
+            if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) {
+                println!("{} rows {} columns", size.ws_row, size.ws_col);
+            }
+            let tty = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty");
+            println!("/dev/tty {}", tty.map_or_else(|e| e.to_string(), |_| "ok".to_owned()));
+            let name = std::fs::read_link("/proc/self/fd/0").unwrap_or_default();
+            println!("name {}", name.display());
+            0
+        }
         "bomb" => {
             let me = std::env::current_exe().unwrap_or_default();
             let mut children = Vec::new();

@@ -282,6 +282,9 @@ fn stdio(plan: &Plan<'_>, pipes: &Pipes<'_>) -> Result<(), Stop> {
             }
         }
     }
+    if plan.terminal {
+        at(Step::Stdio, 0, sys::control_terminal(0))?;
+    }
     // Both pipes are above every number that is overwritten here.
     if let Some(report) = pipes.report {
         at(Step::Stdio, 3, sys::dup_to(report.as_raw_fd(), REPORT, true))?;

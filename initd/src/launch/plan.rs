@@ -1,6 +1,6 @@
 //! What the shim prepares before it clones, so that the child only attaches, drops and executes.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -18,6 +18,8 @@ use crate::userns::IdMap;
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// `/dev/shm` of each container.
 const SHM_BYTES: u64 = 64 << 20;
+/// Where each container's terminals are.
+const PTS: &CStr = c"dev/pts";
 /// Descriptors that the child keeps live above those that it gives away (0..=4).
 const FD_FLOOR: RawFd = 10;
 
@@ -67,6 +69,8 @@ pub(crate) struct Plan<'a> {
     pub(super) workdir: Vec<CString>,
     /// `None`: the container's own `/dev/null`.
     pub(super) stdio: Stdio,
+    /// Standard input is a terminal, which becomes the session's own.
+    pub(super) terminal: bool,
     pub(super) seccomp: Option<&'static [crate::seccomp::Insn]>,
     pub(super) init: bool,
     pub(super) programs: Vec<CString>,
@@ -91,6 +95,8 @@ pub(crate) struct Told {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) workdir: Option<CString>,
+    /// The container's devpts.
+    pub(crate) pts: Option<OwnedFd>,
 }
 
 /// A pipe whose ends are above the numbers that the child gives away.
@@ -143,6 +149,7 @@ impl<'a> Plan<'a> {
             env: spec.env.clone(),
             workdir: &spec.workdir,
             init: spec.init,
+            terminal: false,
         };
         Self::assemble(spec, space, userns.map(|u| u.0), user, run, stdio, conditions)
     }
@@ -154,6 +161,7 @@ impl<'a> Plan<'a> {
         joining: &Joining<'a>,
         exec: &crate::shim::ExecSpec,
         stdio: Stdio,
+        terminal: bool,
     ) -> Result<Self, Failure> {
         let path = format!("/proc/{}/root", pid_of(joining.pidfd)?);
         let root = rustix::fs::open(
@@ -164,6 +172,12 @@ impl<'a> Plan<'a> {
         .map_err(|e| Failure::new(Step::Rootfs, e, "opening the container's root"))?;
         let name = if exec.user.is_empty() { &spec.user } else { &exec.user };
         let user = user::resolve(root.as_fd(), name).map_err(|e| user_failure(&e))?;
+        if let Some(fd) = stdio.first().and_then(Option::as_ref).filter(|_| terminal) {
+            let outside =
+                context.userns.filter(|_| joining.in_userns).map_or(0, |(_, m)| m.outside);
+            let owner = rustix::fs::Uid::from_raw(outside.saturating_add(user.uid));
+            let _ = rustix::fs::fchown(fd, Some(owner), None);
+        }
         let own = rustix::fs::open(
             "/proc/self/ns/pid",
             rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
@@ -177,7 +191,7 @@ impl<'a> Plan<'a> {
             env.push((k.clone(), v.clone()));
         }
         let workdir = if exec.workdir.is_empty() { &spec.workdir } else { &exec.workdir };
-        let run = Run { argv: &exec.argv, env, workdir, init: false };
+        let run = Run { argv: &exec.argv, env, workdir, init: false, terminal };
         let space = Space::Join { pidfd: joining.pidfd, own };
         Self::assemble(spec, space, userns, user, run, stdio, Vec::new())
     }
@@ -217,6 +231,7 @@ impl<'a> Plan<'a> {
             groups: user.groups,
             workdir: prefixes(run.workdir),
             stdio,
+            terminal: run.terminal,
             seccomp: match spec.seccomp {
                 Seccomp::Default => Some(crate::seccomp::DEFAULT.insns()),
                 Seccomp::Compat => Some(crate::seccomp::COMPAT.insns()),
@@ -233,9 +248,16 @@ impl<'a> Plan<'a> {
 
     /// Closes everything that the child has its own copies of.
     pub(crate) fn told(self) -> Told {
+        let mut pts = None;
         let (root, targets) = match self.space {
             Space::New { root, attach, .. } => {
-                (Some(root), attach.into_iter().map(|a| a.target).collect())
+                let target = |a: Attach| {
+                    if a.target.as_c_str() == PTS {
+                        pts = Some(a.tree);
+                    }
+                    a.target
+                };
+                (Some(root), attach.into_iter().map(target).collect())
             }
             Space::Join { .. } => (None, Vec::new()),
         };
@@ -247,6 +269,7 @@ impl<'a> Plan<'a> {
             uid: self.uid,
             gid: self.gid,
             workdir: self.workdir.into_iter().next_back(),
+            pts,
         }
     }
 
@@ -288,6 +311,7 @@ struct Run<'a> {
     env: Vec<(String, String)>,
     workdir: &'a str,
     init: bool,
+    terminal: bool,
 }
 
 fn user_failure(e: &Error) -> Failure {

@@ -133,6 +133,13 @@ pub enum Event {
         /// On what, and what it means.
         text: String,
     },
+    /// The terminal of a program of [`Shim::exec_terminal`].
+    Terminal {
+        /// Which.
+        exec: ExecId,
+        /// The end that is ours.
+        fd: OwnedFd,
+    },
     /// The answer to [`Shim::request_fds`].
     Fds {
         /// Network namespace.
@@ -341,6 +348,18 @@ impl Shim {
         Ok(ExecId(id))
     }
 
+    /// Starts a program on a new terminal of the container: [`Event::Terminal`] brings its descriptor, to read, write and
+    /// resize (`TIOCSWINSZ`); reading gives EIO when the program is gone. Ends as [`exec`](Self::exec) does.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub fn exec_terminal(&mut self, spec: &ExecSpec) -> Result<ExecId> {
+        let id = self.next_exec;
+        self.send(&Request::ExecTerminal(id, spec.clone()), &[])?;
+        self.next_exec += 1;
+        Ok(ExecId(id))
+    }
+
     /// Kills a program of [`exec`](Self::exec).
     ///
     /// # Errors
@@ -535,6 +554,9 @@ fn event_of(reply: Reply, fds: Vec<OwnedFd>) -> Option<Event> {
         }
         Reply::Condition(c) => Event::Condition(c),
         Reply::Unsupported => return None,
+        Reply::Terminal { exec } => {
+            Event::Terminal { exec: ExecId(exec), fd: fds.into_iter().next()? }
+        }
     })
 }
 

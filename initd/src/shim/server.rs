@@ -11,7 +11,7 @@ use super::client::{recv_with_fds, send_with_fds};
 use super::core::Input;
 use super::shell::{Owner, Shell};
 use super::wire::{self, MESSAGE_BYTES_MAX, Reply, Request};
-use crate::launch::Failure;
+use crate::launch::{Failure, Step};
 
 /// Most clients at a time; a further one is closed at once.
 const CLIENTS_MAX: usize = 8;
@@ -164,11 +164,12 @@ impl Shell {
             Request::Exec(exec, spec) => {
                 let mut fds = fds.into_iter();
                 let stdio = [fds.next(), fds.next(), fds.next()];
-                if let Err(f) = self.join(Owner::Client { client, exec }, &spec, stdio) {
+                if let Err(f) = self.join(Owner::Client { client, exec }, &spec, stdio, false) {
                     let Failure { step, errno, text } = f;
                     self.tell_one(client, Reply::ExecFailed { exec, step, errno, text });
                 }
             }
+            Request::ExecTerminal(exec, spec) => self.exec_terminal(client, exec, &spec),
             Request::ExecKill(exec) => {
                 let owner = Owner::Client { client, exec };
                 if let Some(k) = self.joined.iter().position(|j| j.owner == owner) {
@@ -183,6 +184,36 @@ impl Shell {
                 {
                     self.signal(i, signal);
                 }
+            }
+        }
+    }
+
+    fn exec_terminal(&mut self, client: u64, exec: u64, spec: &super::ExecSpec) {
+        let owner = Owner::Client { client, exec };
+        let started = self.terminal(&spec.container).and_then(|(ours, theirs)| {
+            let again = || {
+                let fd = theirs.try_clone();
+                fd.map_err(|_| Failure::new(Step::Stdio, Errno::MFILE, "dup of the terminal"))
+            };
+            let stdio = [Some(again()?), Some(again()?), Some(again()?)];
+            self.join(owner, spec, stdio, true).map(|_| ours)
+        });
+        match started {
+            Ok(ours) => {
+                let c = self.clients.iter_mut().find(|c| c.id == client);
+                if c.is_some_and(|c| {
+                    c.waiting.is_empty() && c.send(&Reply::Terminal { exec }, &[ours.as_fd()])
+                }) {
+                    return;
+                }
+                // Nobody can use a terminal that could not be handed over.
+                if let Some(k) = self.joined.iter().position(|j| j.owner == owner) {
+                    self.kill_joined(k);
+                }
+            }
+            Err(f) => {
+                let Failure { step, errno, text } = f;
+                self.tell_one(client, Reply::ExecFailed { exec, step, errno, text });
             }
         }
     }

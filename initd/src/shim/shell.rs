@@ -48,6 +48,8 @@ struct Process {
     told: Option<Told>,
     failure: Option<Failure>,
     in_userns: bool,
+    /// Its devpts, for terminals.
+    pts: Option<OwnedFd>,
 }
 
 #[derive(Default)]
@@ -291,7 +293,9 @@ impl Shell {
         let fresh = std::mem::take(&mut plan.conditions);
         let in_userns = plan.in_userns();
         c.output = [Some(out_read), Some(err_read)];
-        c.process = Some(Process { launched, told: Some(plan.told()), failure: None, in_userns });
+        let mut told = plan.told();
+        let pts = told.pts.take();
+        c.process = Some(Process { launched, told: Some(told), failure: None, in_userns, pts });
         for condition in fresh {
             if !self.conditions.contains(&condition) {
                 self.conditions.push(condition.clone());
@@ -338,7 +342,7 @@ impl Shell {
                     workdir: String::new(),
                     user: String::new(),
                 };
-                return match self.join(Owner::Check(i, which), &exec, [None, None, None]) {
+                return match self.join(Owner::Check(i, which), &exec, [None, None, None], false) {
                     Ok(_) => None,
                     Err(_) => bad,
                 };
@@ -368,6 +372,7 @@ impl Shell {
         owner: Owner,
         exec: &super::ExecSpec,
         stdio: launch::Stdio,
+        terminal: bool,
     ) -> Result<u32, Failure> {
         let none = |errno, text: &str| Failure::new(Step::Spec, errno, text);
         if self.joined.len() >= JOINED_MAX {
@@ -401,10 +406,11 @@ impl Shell {
         };
         let joining =
             launch::Joining { pidfd: process.launched.pidfd.as_fd(), in_userns: process.in_userns };
-        let started = Plan::join(&context, spec, &joining, exec, stdio).and_then(|plan| {
-            let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;
-            Ok((launched, plan.told()))
-        });
+        let started =
+            Plan::join(&context, spec, &joining, exec, stdio, terminal).and_then(|plan| {
+                let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;
+                Ok((launched, plan.told()))
+            });
         match started {
             Ok((launched, told)) => {
                 let pid = launched.pid;
@@ -424,6 +430,16 @@ impl Shell {
                 Err(e)
             }
         }
+    }
+
+    /// A new terminal of a running container. Nothing that the container could have put into its `/dev` is looked at.
+    pub(super) fn terminal(&self, container: &str) -> Result<(OwnedFd, OwnedFd), Failure> {
+        let i = self.spec.containers.iter().position(|c| c.name == container);
+        let process = i.and_then(|i| self.containers.get(i)).and_then(|c| c.process.as_ref());
+        let pts = process.and_then(|p| p.pts.as_ref()).ok_or_else(|| {
+            Failure::new(Step::Spec, Errno::SRCH, "no such container, or it is not running")
+        })?;
+        sys::terminal(pts.as_fd()).map_err(|e| Failure::new(Step::Stdio, e, "a new terminal"))
     }
 
     pub(super) fn kill_joined(&mut self, k: usize) {

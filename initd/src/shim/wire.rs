@@ -36,24 +36,66 @@ pub(crate) enum Request {
     Signal { container: String, signal: i32 },
     /// Kill a program started by `Exec` on this connection.
     ExecKill(u64),
+    /// As `Exec`, on a new terminal of the container.
+    ExecTerminal(u64, ExecSpec),
 }
 
 /// What a shim says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Status(PodStatus),
-    Started { container: String, pid: u32, restarts: u32 },
-    Ready { container: String, ready: bool, pod_ready: bool },
-    Exited { container: String, exit: Exit, restart_in_ms: Option<u32> },
-    Failed { container: String, step: Step, errno: i32, text: String, retry_in_ms: Option<u32> },
-    Unhealthy { container: String, text: String },
+    Started {
+        container: String,
+        pid: u32,
+        restarts: u32,
+    },
+    Ready {
+        container: String,
+        ready: bool,
+        pod_ready: bool,
+    },
+    Exited {
+        container: String,
+        exit: Exit,
+        restart_in_ms: Option<u32>,
+    },
+    Failed {
+        container: String,
+        step: Step,
+        errno: i32,
+        text: String,
+        retry_in_ms: Option<u32>,
+    },
+    Unhealthy {
+        container: String,
+        text: String,
+    },
     Stopped,
-    ExecStarted { exec: u64, pid: u32 },
-    ExecExited { exec: u64, exit: Exit },
-    ExecFailed { exec: u64, step: Step, errno: i32, text: String },
-    Fds { netns: bool, tun: bool, userns: bool },
+    ExecStarted {
+        exec: u64,
+        pid: u32,
+    },
+    ExecExited {
+        exec: u64,
+        exit: Exit,
+    },
+    ExecFailed {
+        exec: u64,
+        step: Step,
+        errno: i32,
+        text: String,
+    },
+    Fds {
+        netns: bool,
+        tun: bool,
+        userns: bool,
+    },
     Condition(Condition),
     Unsupported,
+    /// Answers `ExecTerminal`, with the terminal's descriptor.
+    Terminal {
+        exec: u64,
+    },
 }
 
 /// Something that the machine could not give.
@@ -253,6 +295,7 @@ mod tests {
         _G,
         _H,
         _I,
+        _J,
         New { words: Vec<String> },
     }
 
