@@ -100,6 +100,9 @@ fn ping(from: &OwnedFd, to: IpAddr) -> bool {
 
 #[test]
 fn pods_talk_across_nodes_in_both_families() {
+    if skip("pods_talk_across_nodes_in_both_families") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 3]);
     let pods: Vec<_> = net.nodes.iter_mut().map(Node::pod).collect();
     for (a, b) in [(0, 1), (1, 2), (2, 0)] {
@@ -129,6 +132,9 @@ fn pods_talk_across_nodes_in_both_families() {
 
 #[test]
 fn every_mix_of_offloads_carries_the_same_bytes() {
+    if skip("every_mix_of_offloads_carries_the_same_bytes") {
+        return;
+    }
     let plain = Options { offload: false, gso: Gso::Off, ..Options::default() };
     let half = Options { offload: true, gso: Gso::Off, ..Options::default() };
     let mut net = Net::new(&[Options::default(), plain, half]);
@@ -144,6 +150,9 @@ fn every_mix_of_offloads_carries_the_same_bytes() {
 #[test]
 fn bursts_of_small_datagrams_arrive_whole_and_in_order() {
     const BURST: u32 = 150;
+    if skip("bursts_of_small_datagrams_arrive_whole_and_in_order") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
     for (source, to) in both(a.addr).into_iter().zip(both(b.addr)) {
@@ -172,6 +181,9 @@ fn bursts_of_small_datagrams_arrive_whole_and_in_order() {
 
 #[test]
 fn pods_of_one_node_talk_without_the_wire() {
+    if skip("pods_of_one_node_talk_without_the_wire") {
+        return;
+    }
     let mut net = Net::new(&[Options::default()]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[0].pod());
     for (source, to) in both(a.addr).into_iter().zip(both(b.addr)) {
@@ -184,6 +196,9 @@ fn pods_of_one_node_talk_without_the_wire() {
 
 #[test]
 fn hosts_reach_pods_here_and_there() {
+    if skip("hosts_reach_pods_here_and_there") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (here, there) = (net.nodes[0].pod(), net.nodes[1].pod());
     let host = net.nodes[0].space.run(current_netns);
@@ -205,6 +220,9 @@ fn current_netns() -> OwnedFd {
 
 #[test]
 fn a_wrong_flock_key_gets_silence() {
+    if skip("a_wrong_flock_key_gets_silence") {
+        return;
+    }
     let stranger = Options { psk: 2, ..Options::default() };
     let mut net = Net::new(&[Options::default(), stranger]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
@@ -221,6 +239,9 @@ fn a_wrong_flock_key_gets_silence() {
 
 #[test]
 fn a_pod_cannot_send_as_another() {
+    if skip("a_pod_cannot_send_as_another") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, neighbour, b) = (net.nodes[0].pod(), net.nodes[0].pod(), net.nodes[1].pod());
     for (n, forged) in both(neighbour.addr).into_iter().chain(both(b.addr)).enumerate() {
@@ -242,6 +263,9 @@ fn a_pod_cannot_send_as_another() {
 
 #[test]
 fn nothing_readable_is_on_the_wire() {
+    if skip("nothing_readable_is_on_the_wire") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
     let mut sniffer = net.switch.run(|| {
@@ -279,6 +303,9 @@ fn nothing_readable_is_on_the_wire() {
 
 #[test]
 fn senders_are_told_what_is_not_there() {
+    if skip("senders_are_told_what_is_not_there") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, gone) = (net.nodes[0].pod(), net.nodes[1].pod());
     net.nodes[1].overlay().remove_pod(gone.addr.ip4).unwrap();
@@ -300,6 +327,9 @@ fn senders_are_told_what_is_not_there() {
 
 #[test]
 fn a_restart_keeps_the_pods() {
+    if skip("a_restart_keeps_the_pods") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
     let (server, thread) = udp_echo(&b.netns, b.addr.ip4);
@@ -345,6 +375,9 @@ fn a_restart_keeps_the_pods() {
 
 #[test]
 fn garbage_on_the_socket_stops_nothing() {
+    if skip("garbage_on_the_socket_stops_nothing") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
     assert!(ping(&a.netns, b.addr.ip4.into()));
@@ -391,6 +424,9 @@ fn garbage_on_the_socket_stops_nothing() {
 
 #[test]
 fn a_pods_flood_leaves_its_neighbours_alone() {
+    if skip("a_pods_flood_leaves_its_neighbours_alone") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (loud, quiet, b) = (net.nodes[0].pod(), net.nodes[0].pod(), net.nodes[1].pod());
     assert!(ping(&quiet.netns, b.addr.ip4.into()));
@@ -420,6 +456,9 @@ fn a_pods_flood_leaves_its_neighbours_alone() {
 
 #[test]
 fn an_ipv6_socket_serves_both_families() {
+    if skip("an_ipv6_socket_serves_both_families") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
     // Node 1 listens on the unspecified IPv6 address, and its peers still know it by IPv4.
@@ -436,6 +475,9 @@ fn an_ipv6_socket_serves_both_families() {
 
 #[test]
 fn a_narrow_underlay_is_counted_and_pods_adapt() {
+    if skip("a_narrow_underlay_is_counted_and_pods_adapt") {
+        return;
+    }
     let mut net = Net::new(&[Options::default(); 2]);
     let (a, b) = (net.nodes[0].pod(), net.nodes[1].pod());
     for node in &net.nodes {
@@ -452,6 +494,9 @@ fn a_narrow_underlay_is_counted_and_pods_adapt() {
 
 #[test]
 fn pod_interfaces_are_as_configured() {
+    if skip("pod_interfaces_are_as_configured") {
+        return;
+    }
     let mut net = Net::new(&[Options::default()]);
     let pod = net.nodes[0].pod();
     let show = |what: &'static str| inside(&pod.netns, move || support::ip_output(what));
@@ -474,6 +519,9 @@ fn pod_interfaces_are_as_configured() {
 
 #[test]
 fn the_host_interface_follows_the_prefix_and_goes_on_request() {
+    if skip("the_host_interface_follows_the_prefix_and_goes_on_request") {
+        return;
+    }
     let net = Net::new(&[Options::default()]);
     let node = &net.nodes[0];
     let overlay6 = Prefix6::new(node.prefix6.network(), 48).unwrap();
@@ -514,6 +562,9 @@ fn the_host_interface_follows_the_prefix_and_goes_on_request() {
 
 #[test]
 fn the_caller_stays_in_its_namespace() {
+    if skip("the_caller_stays_in_its_namespace") {
+        return;
+    }
     let before = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
     let mut net = Net::new(&[Options::default()]);
     let pod = net.nodes[0].pod();

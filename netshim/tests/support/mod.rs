@@ -65,6 +65,21 @@ impl Drop for Space {
     }
 }
 
+/// Whether this machine cannot run such tests; says why.
+pub fn skip(test: &str) -> bool {
+    let why = if !nix::unistd::geteuid().is_root() {
+        "needs root"
+    } else if !std::path::Path::new("/dev/net/tun").exists() {
+        "needs /dev/net/tun"
+    } else if Command::new("ip").arg("-V").output().is_err() {
+        "needs iproute2"
+    } else {
+        return false;
+    };
+    println!("SKIP {test}: {why}");
+    true
+}
+
 /// Runs `ip ARGS` in the calling thread's namespace.
 pub fn ip(args: &str) {
     ip_output(args);
