@@ -104,6 +104,20 @@ impl Archive {
         }
     }
 
+    /// Splits off the regular files and links whose path `moves`; directories stay, and are made anew on the other
+    /// side where something needs them.
+    ///
+    /// # Errors
+    /// None in practice: every path was clean when it came in.
+    pub fn split(&self, moves: impl Fn(&str) -> bool) -> Result<(Self, Self)> {
+        let (mut stay, mut go) = (Self::new(), Self::new());
+        for (path, node) in &self.nodes {
+            let to = if node.kind != Kind::Dir && moves(path) { &mut go } else { &mut stay };
+            to.insert(path, node.mode, node.kind.clone())?;
+        }
+        Ok((stay, go))
+    }
+
     fn insert(&mut self, path: &str, mode: u32, kind: Kind) -> Result<&mut Self> {
         let bad = |what| Error::Cpio { path: path.into(), what };
         let clean = path.trim_start_matches('/');

@@ -56,7 +56,7 @@ pub struct Product {
     pub vmlinuz: PathBuf,
     /// The uncompressed kernel for a PVH boot, when asked for.
     pub vmlinux: Option<PathBuf>,
-    /// The plain cpio.
+    /// The cpio archive, what compresses of it compressed.
     pub initramfs: PathBuf,
     /// A script for iPXE that boots both over HTTP, relative to where it was loaded from.
     pub ipxe: PathBuf,
@@ -127,13 +127,31 @@ impl Initramfs {
         Ok(())
     }
 
+    /// The initramfs as machines load it: what compresses in a gzip segment, then the modules, which are xz already,
+    /// in a plain one. The kernel unpacks both, one after the other (`init/initramfs.c`).
+    ///
+    /// # Errors
+    /// As [`Archive::split`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let (rest, modules) = self.archive.split(|path| path.ends_with(".ko.xz"))?;
+        // Level 9 and no time in the header: the same bytes every time.
+        let mut gzip =
+            flate2::GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::best());
+        let packed = rest.write(&mut gzip).and_then(|()| gzip.finish());
+        let mut bytes = packed.expect("writing to a Vec cannot fail");
+        // A plain segment must start at a multiple of four; the kernel skips zeros before it.
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        modules.write(&mut bytes).expect("writing to a Vec cannot fail");
+        Ok(bytes)
+    }
+
     /// Writes `vmlinuz`, `initramfs.cpio`, `boot.ipxe` (and `vmlinux`) into `dir`.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::BzImage`] when `unpack` is asked of a kernel that is not zstd.
     pub fn write(&self, kernel: &Kernel, dir: &Path, unpack: bool) -> Result<Product> {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        let bytes = self.archive.to_bytes();
+        let bytes = self.to_bytes()?;
         let bz = std::fs::read(&kernel.vmlinuz).map_err(Error::io("read", &kernel.vmlinuz))?;
         let product = Product {
             vmlinuz: dir.join("vmlinuz"),

@@ -30,11 +30,13 @@ const BASE: &[Want] = &[
     Module("virtio_rng"),
 ];
 
+/// Left out: bnx2, bnx2x and qed, which do nothing without firmware that is not in Debian's kernel package.
 const RACK: &[Want] = &[
     Dir("drivers/net/ethernet/amazon"),
     Dir("drivers/net/ethernet/amd/xgbe"),
     Dir("drivers/net/ethernet/aquantia"),
-    Dir("drivers/net/ethernet/broadcom"),
+    Dir("drivers/net/ethernet/broadcom/bnxt"),
+    Module("tg3"),
     Dir("drivers/net/ethernet/chelsio/cxgb4"),
     Dir("drivers/net/ethernet/cisco"),
     Dir("drivers/net/ethernet/emulex"),
@@ -42,10 +44,8 @@ const RACK: &[Want] = &[
     Dir("drivers/net/ethernet/intel"),
     Dir("drivers/net/ethernet/mellanox"),
     Dir("drivers/net/ethernet/pensando"),
-    Dir("drivers/net/ethernet/qlogic/qed"),
-    Dir("drivers/net/ethernet/qlogic/qede"),
     Dir("drivers/net/ethernet/realtek"),
-    Dir("drivers/net/ethernet/sfc"),
+    Module("sfc"),
     Dir("drivers/net/vmxnet3"),
     Module("hv_netvsc"),
     Module("bonding"),

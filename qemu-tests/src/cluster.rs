@@ -25,7 +25,7 @@ pub struct Builder<'e> {
     memory_mib: u32,
     agent: bool,
     dhcp: bool,
-    bzimage: bool,
+    product: bool,
     args: String,
     qemu: Vec<String>,
     files: Vec<Files>,
@@ -65,7 +65,7 @@ impl Cluster {
             memory_mib: 128,
             agent: false,
             dhcp: true,
-            bzimage: false,
+            product: false,
             args: String::new(),
             qemu: Vec::new(),
             files: Vec::new(),
@@ -103,10 +103,10 @@ impl Builder<'_> {
         self
     }
 
-    /// The compressed kernel, as racks boot it.
+    /// Kernel and initramfs as racks boot them: compressed, without test helpers and so without a control channel.
     #[must_use]
-    pub fn bzimage(mut self) -> Self {
-        self.bzimage = true;
+    pub fn product(mut self) -> Self {
+        self.product = true;
         self
     }
 
@@ -141,7 +141,13 @@ impl Builder<'_> {
 
     fn plan(&self, index: usize, dir: &Path) -> Result<Plan> {
         let env = self.env;
-        let base = if self.agent { env.node.as_ref().context("no quelead")? } else { &env.bare };
+        let base = if self.product {
+            &env.product
+        } else if self.agent {
+            env.node.as_ref().context("no quelead")?
+        } else {
+            &env.bare
+        };
         let mut initrds = vec![base.clone()];
         if let Some(files) = self.files.get(index) {
             initrds.push(images::node_archive(files)?.to_bytes());
@@ -153,10 +159,14 @@ impl Builder<'_> {
         };
         Ok(Plan {
             index,
-            kernel: if self.bzimage { env.vmlinuz.clone() } else { env.vmlinux.clone() },
+            kernel: if self.product { env.vmlinuz.clone() } else { env.vmlinux.clone() },
             initrds,
             memory_mib: self.memory_mib,
-            args: format!("rdinit=/{} {ip} {}", crate::env::GUEST, self.args),
+            args: if self.product {
+                format!("{ip} {}", self.args)
+            } else {
+                format!("rdinit=/{} {ip} {}", crate::env::GUEST, self.args)
+            },
             dir: dir.to_owned(),
             qemu: self.qemu.clone(),
         })

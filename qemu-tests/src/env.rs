@@ -41,6 +41,8 @@ pub struct Env {
     pub vmlinux: PathBuf,
     /// The kernel as racks get it.
     pub vmlinuz: PathBuf,
+    /// The initramfs as machines get it, without test helpers.
+    pub product: Vec<u8>,
     /// Kernel release.
     pub release: String,
     /// The helper as `/init`: the machine half without an agent.
@@ -118,6 +120,7 @@ impl Env {
         Ok(Self {
             vmlinux: product.vmlinux.context("vmlinux")?,
             vmlinuz: product.vmlinuz,
+            product: std::fs::read(&product.initramfs).context("read the product")?,
             release: kernel.release,
             bare: with_helper(bare, &guest)?,
             node,

@@ -32,7 +32,7 @@ pub struct Scenario {
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "boot_first_line_budget",
-        about: "from QEMU's start to PID 1's first line, uncompressed kernel and bzImage",
+        about: "from QEMU's start to PID 1's first line; the images racks get, too",
         smoke: true,
         run: boot::first_line_budget,
     },
