@@ -32,8 +32,10 @@ use crate::node::{ExecNews, ExecRequest, Node};
 use crate::tls::{self, Caller};
 use crate::trust::Signed;
 
-/// Connections served at once; more wait in the listen queue.
+/// Connections from the network served at once; more wait in the listen queue.
 pub const CONNECTIONS_MAX: usize = 512;
+/// Connections from this machine served at once; more wait in the listen queue.
+pub const LOCAL_CONNECTIONS_MAX: usize = 128;
 /// Blobs sent at once; more wait.
 pub const UPLOADS_MAX: usize = 8;
 /// The largest request body but for images, in bytes.
@@ -129,41 +131,46 @@ pub async fn serve(
     };
     let _ = ready.send(Ok(()));
     let app = router(shared);
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    loop {
-        // Never closed, so this cannot fail.
-        let Ok(slot) = connections.clone().acquire_owned().await else { return };
-        tokio::select! {
-            accepted = unix.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let root = stream.peer_cred().is_ok_and(|cred| cred.uid() == 0);
-                if !root {
-                    continue;
-                }
-                let app = app.clone();
-                tokio::spawn(async move {
-                    connection(stream, app, Caller::Root).await;
-                    drop(slot);
-                });
-            }
-            accepted = tcp.accept() => {
-                let Ok((stream, _)) = accepted else { continue };
-                let (app, acceptor) = (app.clone(), acceptor.clone());
-                tokio::spawn(async move {
-                    let _ = stream.set_nodelay(true);
-                    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
-                    if let Ok(Ok(stream)) = handshake.await {
-                        let certs = stream.get_ref().1.peer_certificates();
-                        let caller = certs.and_then(|certs| tls::caller(certs.first()?));
-                        if let Some(caller) = caller {
-                            connection(stream, app, caller).await;
-                        }
-                    }
-                    drop(slot);
-                });
-            }
+    tokio::join!(serve_local(unix, app.clone()), serve_network(tcp, app, tls));
+}
+
+/// Root on this machine. Strangers on the network cannot take its connections away: they are counted apart.
+async fn serve_local(listener: UnixListener, app: Router) {
+    let connections = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
+    // Never closed, so acquiring cannot fail.
+    while let Ok(slot) = connections.clone().acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        if !stream.peer_cred().is_ok_and(|cred| cred.uid() == 0) {
+            continue;
         }
+        let app = app.clone();
+        tokio::spawn(async move {
+            connection(stream, app, Caller::Root).await;
+            drop(slot);
+        });
+    }
+}
+
+/// Operators and nodes, by their certificates.
+async fn serve_network(listener: TcpListener, app: Router, tls: Arc<ServerConfig>) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(slot) = connections.clone().acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let (app, acceptor) = (app.clone(), acceptor.clone());
+        tokio::spawn(async move {
+            // Latency only.
+            let _ = stream.set_nodelay(true);
+            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+            if let Ok(Ok(stream)) = handshake.await {
+                let certs = stream.get_ref().1.peer_certificates();
+                let caller = certs.and_then(|certs| tls::caller(certs.first()?));
+                if let Some(caller) = caller {
+                    connection(stream, app, caller).await;
+                }
+            }
+            drop(slot);
+        });
     }
 }
 
