@@ -42,6 +42,8 @@ pub const UPLOADS_MAX: usize = 8;
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a connection could not be accepted: out of descriptors, for example.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two looks at a followed log.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Bytes of a blob read and sent in one go.
@@ -139,7 +141,10 @@ async fn serve_local(listener: UnixListener, app: Router) {
     let connections = Arc::new(Semaphore::new(LOCAL_CONNECTIONS_MAX));
     // Never closed, so acquiring cannot fail.
     while let Ok(slot) = connections.clone().acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         if !stream.peer_cred().is_ok_and(|cred| cred.uid() == 0) {
             continue;
         }
@@ -156,7 +161,10 @@ async fn serve_network(listener: TcpListener, app: Router, tls: Arc<ServerConfig
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(slot) = connections.clone().acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let (app, acceptor) = (app.clone(), acceptor.clone());
         tokio::spawn(async move {
             // Latency only.
