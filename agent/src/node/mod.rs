@@ -79,6 +79,8 @@ pub struct Node {
     pub(crate) store: Arc<Store>,
     ipam: Ipam,
     addresses: Option<PodAddresses>,
+    /// Whether the data thread has `mesh0`.
+    host_attached: bool,
     overlay: Arc<Overlay>,
     overlay_key: netshim::keys::PublicKey,
     cgroup: Option<NodeCgroup>,
@@ -194,6 +196,7 @@ impl Node {
             conditions: parts.conditions.into_iter().collect(),
             pods: Pods::new(),
             addresses: None,
+            host_attached: false,
             local: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: pods::FIRST_SHIM_TOKEN,

@@ -134,16 +134,21 @@ impl Node {
         if let Err(error) = fs::write(&path, json) {
             self.condition(format!("cannot write {}: {error}", path.display()));
         }
-        let host = podnet::host(&HostConfig {
+        let config = HostConfig {
             prefix4: Some(prefix),
             prefix6,
             overlay6: self.ipam.overlay6(),
             mtu: POD_MTU,
             offload: true,
-        });
-        let result = host
-            .and_then(|tun| self.overlay.set_host(tun))
-            .and_then(|()| self.overlay.set_prefixes(Some(prefix), prefix6));
+        };
+        // The data thread keeps `mesh0` for good; a later prefix only changes its addresses.
+        let host = if self.host_attached {
+            podnet::update_host(&config)
+        } else {
+            podnet::host(&config).and_then(|tun| self.overlay.set_host(tun))
+        };
+        let result = host.and_then(|()| self.overlay.set_prefixes(Some(prefix), prefix6));
+        self.host_attached |= result.is_ok();
         if let Err(error) = result {
             self.condition(format!("pods have no network: {error}"));
             return;

@@ -150,6 +150,8 @@ pub(crate) fn demo(keep: bool, json: bool) -> Result<()> {
     let lost: Vec<&Pod> = pods.iter().filter(|pod| pod.node == "n3").collect();
     println!("lost: {}", lost.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" "));
     let took = kill_and_wait(&flock, pods.len())?;
+    let goal = REPLACED_WITHIN.as_secs_f64();
+    figures.push(Figure::new("kill_to_all_ready", took.as_secs_f64(), "s", goal));
     println!(
         "all {} replicas are ready on n1 and n2 {:.2} s after the kill",
         pods.len(),
