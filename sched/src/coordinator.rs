@@ -223,7 +223,7 @@ impl Turn<'_> {
                     p.retry_at = retry_at;
                 }
                 let offer = offer_message(key, app, lead.term, slot, id);
-                self.send(&node, offer);
+                self.send_again(&node, offer);
             }
         }
         for p in lead.offers.values() {
@@ -353,7 +353,7 @@ impl Turn<'_> {
             } else if best.ready && !lead.asks.contains_key(&best.id) {
                 let again = self.after(RESEND_MS / 4);
                 lead.asks.insert(best.id.clone(), again);
-                self.send(&best.node.clone(), Message::Ask { claim: best.id.clone() });
+                self.send_again(&best.node, Message::Ask { claim: best.id.clone() });
             }
         }
     }
@@ -363,10 +363,11 @@ impl Turn<'_> {
             return;
         }
         let again = self.after(RESEND_MS);
-        lead.stops.insert(id.to_owned(), again);
+        let first = lead.stops.insert(id.to_owned(), again).is_none();
         let (namespace, app) = (key.namespace.clone(), key.app.clone());
         let term = lead.term;
-        self.send(node, Message::Stop { namespace, app, claim: id.to_owned(), term });
+        let message = Message::Stop { namespace, app, claim: id.to_owned(), term };
+        if first { self.send(node, message) } else { self.send_again(node, message) }
     }
 
     /// Offers every slot that has nothing.

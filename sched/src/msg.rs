@@ -86,6 +86,15 @@ pub enum Message {
         /// The claim's id.
         claim: String,
     },
+    /// For another node: the direct way seems to be cut. Carried over one hop.
+    Forward {
+        /// Who sent it.
+        origin: String,
+        /// For whom.
+        to: String,
+        /// An encoded message, not a `Forward` itself.
+        bytes: Vec<u8>,
+    },
     /// Do you hear me?
     Ping {
         /// Random.

@@ -747,6 +747,18 @@ impl Sched {
                     turn.send(from, answer);
                 }
             }
+            Message::Forward { origin, to, bytes } if to == self.config.node => {
+                match Message::decode(&bytes) {
+                    Ok(Message::Forward { .. }) | Err(_) => {}
+                    Ok(inner) => self.message(now_us, wall_ms, &origin, inner, rng, out),
+                }
+            }
+            Message::Forward { origin, to, bytes } => {
+                if origin == from && self.view.nodes.get(&to).is_some_and(Node::live) {
+                    let mut turn = turn!(self, now_us, wall_ms, rng, out);
+                    turn.send(&to, Message::Forward { origin, to: to.clone(), bytes });
+                }
+            }
             Message::Ping { nonce } => {
                 let mut turn = turn!(self, now_us, wall_ms, rng, out);
                 turn.send(from, Message::Pong { nonce });

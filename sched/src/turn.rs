@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use rand::Rng;
 
-use crate::api::{Config, Event, Output};
+use crate::api::{Config, Event, MemberState, Output};
 use crate::msg::Message;
-use crate::view::View;
+use crate::view::{Node, View};
 
 /// One step's surroundings.
 pub(crate) struct Turn<'a> {
@@ -47,6 +47,25 @@ impl Turn<'_> {
                 self.event(Event::Malformed { from: self.me().to_owned(), error: e.to_string() })
             }
         }
+    }
+
+    /// Carries a message that went unanswered: directly, and through some third node as well. One
+    /// direction of one link may be cut for long while everybody is alive.
+    pub(crate) fn send_again(&mut self, to: &str, message: Message) {
+        let me = self.me().to_owned();
+        let others = |(name, n): &(&String, &Node)| {
+            n.state == Some(MemberState::Alive) && **name != me && **name != to
+        };
+        let count = self.view.nodes.iter().filter(others).count() as u64;
+        if count > 0 && to != me {
+            // Fits: it is below a count of nodes.
+            let at = (self.rng.next_u64() % count) as usize;
+            let via = self.view.nodes.iter().filter(others).nth(at).map(|(name, _)| name.clone());
+            if let (Some(via), Ok(bytes)) = (via, message.encode()) {
+                self.send(&via, Message::Forward { origin: me, to: to.to_owned(), bytes });
+            }
+        }
+        self.send(to, message);
     }
 
     /// Now plus a time with up to half of it again.
