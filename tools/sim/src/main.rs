@@ -14,6 +14,7 @@ const HELP: &str = "sim: whole flocks on virtual time
   --nodes A..B    nodes of a flock (default 3..24)
   --seconds T     safety phase, virtual seconds (default 90)
   --threads N     runs at once (default: all CPUs)
+  --regressions   run the seeds that once found a bug instead
   --twice         run every seed twice and compare the traces
   --json          print one JSON line at the end
   --verbose       print what happens (use with --seeds 1)";
@@ -23,6 +24,7 @@ struct Args {
     start: u64,
     threads: usize,
     twice: bool,
+    regressions: bool,
     json: bool,
     options: Options,
 }
@@ -31,7 +33,15 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
     use lexopt::prelude::*;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = Options::new(0);
-    let mut args = Args { seeds: 100, start: 1, threads, twice: false, json: false, options };
+    let mut args = Args {
+        seeds: 100,
+        start: 1,
+        threads,
+        twice: false,
+        regressions: false,
+        json: false,
+        options,
+    };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         match arg {
@@ -46,12 +56,16 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
                 args.options.nodes_min = number(min)?;
                 args.options.nodes_max = number(max.trim_start_matches('='))?;
             }
+            Long("regressions") => args.regressions = true,
             Long("twice") => args.twice = true,
             Long("json") => args.json = true,
             Long("verbose") => args.options.verbose = true,
             Long("help") | Short('h') => return Ok(None),
             _ => return Err(arg.unexpected()),
         }
+    }
+    if args.regressions {
+        args.seeds = sim::REGRESSIONS.len() as u64;
     }
     Ok(Some(args))
 }
@@ -67,7 +81,12 @@ fn run(args: &Args) -> Vec<Report> {
                     if n >= args.seeds {
                         break;
                     }
-                    let options = Options { seed: args.start + n, ..args.options.clone() };
+                    let seed = if args.regressions {
+                        sim::REGRESSIONS[n as usize]
+                    } else {
+                        args.start + n
+                    };
+                    let options = Options { seed, ..args.options.clone() };
                     let mut report = sim::run(&options);
                     if args.twice && sim::run(&options).trace != report.trace {
                         report.violations.push("the same seed gave another trace".into());

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use agent::api::client::Endpoint;
-use agent::api::types::Status;
+use agent::api::types::{Nodes, Status};
 use agent::config::{Capacity, NodeConfig, Ports};
 use agent::flock::{Bundle, FlockInfo};
 use agent::host;
@@ -399,7 +399,11 @@ async fn is_up(node: &DevNode, expected: usize) -> Result<(), String> {
     if !status.network_ready {
         return Err("has no pod addresses yet".into());
     }
-    Ok(())
+    let nodes: Nodes = endpoint.get("/v1/nodes").await.map_err(|error| error.to_string())?;
+    match nodes.nodes.iter().find(|node| node.prefix.is_empty()) {
+        Some(node) => Err(format!("does not know the addresses of {} yet", node.name)),
+        None => Ok(()),
+    }
 }
 
 fn config(dev: &DevNode, all: &[DevNode]) -> Result<NodeConfig> {
