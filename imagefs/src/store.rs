@@ -23,8 +23,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 pub use gc::{GcReport, Pin};
 pub use ingest::Ingest;
@@ -112,11 +114,7 @@ impl Store {
             .write(true)
             .open(&lock_path)
             .map_err(|e| Error::io("open", &lock_path, e))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::StoreInUse { path: root }),
-            Err(e) => return Err(Error::io("flock", lock_path, e)),
-        }
+        take_lock(&lock, &root, &lock_path)?;
         for dir in ["blobs", "blobs/sha256", "layers", "refs", "ingest", "trash", "up"] {
             disk::make_dir(&root.join(dir))?;
         }
@@ -373,6 +371,20 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Times the lock is tried, 10 ms apart: a child of the last owner holds a copy of it between its fork and its exec.
+const LOCK_TRIES_MAX: u32 = 30;
+
+fn take_lock(lock: &File, root: &Path, lock_path: &Path) -> Result<()> {
+    for _ in 0..LOCK_TRIES_MAX {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(10)),
+            Err(e) => return Err(Error::io("flock", lock_path, e)),
+        }
+    }
+    Err(Error::StoreInUse { path: root.into() })
 }
 
 impl Drop for Shared {
