@@ -98,7 +98,7 @@ fn main() {
     line("run_true_least", run_least, None, Some(peer_least).filter(|_| crun));
     line("run_true_cpu", median(cpu), None, Some(median(peer_cpu)).filter(|_| crun));
     line("spawn_and_wait_without_container", bare, None, None);
-    line("run_true_to_stopped", run, Some(0.45 * peer).filter(|_| crun), None);
+    line("run_true_to_stopped", run, Some(0.45 * peer).filter(|_| crun), Some(peer).filter(|_| crun));
     line("run_true_to_shim_reaped", whole, None, Some(peer).filter(|_| crun));
     if crun {
         println!(
@@ -107,6 +107,8 @@ fn main() {
             whole / peer <= 0.45
         );
     }
+
+    burst(&dir, &probe, &container, fds, node.as_ref(), crun);
 
     // A program that joins: needs one that stays.
     let stays = ContainerSpec {
@@ -152,6 +154,70 @@ fn main() {
         let _ = node.remove();
     }
     let _ = std::fs::remove_dir_all(&dir);
+}
+
+/// Many pods at once, until the last has stopped, in turn with the same number of runs of the peer.
+fn burst(
+    dir: &Path,
+    probe: &Path,
+    container: &dyn Fn(&[&str]) -> ContainerSpec,
+    fds: PodFds<'_>,
+    node: Option<&initd::cgroup::NodeCgroup>,
+    crun: bool,
+) {
+    const PODS: usize = 100;
+    const ROUNDS: usize = 3;
+    let (mut ours, mut peers) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        let t = Instant::now();
+        let mut shims: Vec<Shim> = (0..PODS)
+            .map(|i| {
+                let id = format!("b{i}");
+                let pod_dir = dir.join(&id);
+                std::fs::create_dir_all(&pod_dir).expect("pod directory");
+                let spec = PodSpec {
+                    cgroup: node.map(|n| n.pod(&id)),
+                    shim_cgroup: node.map(|n| n.shim(&id)),
+                    containers: vec![container(&["/bin/true", "true"])],
+                    ..PodSpec::new(id, pod_dir)
+                };
+                Shim::spawn(probe, &spec, fds).expect("spawn")
+            })
+            .collect();
+        for shim in &mut shims {
+            shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("stopped");
+        }
+        ours.push(t.elapsed());
+        for shim in &mut shims {
+            let _ = shim.quit();
+        }
+        for mut shim in shims {
+            shim.wait(LONG, |e| matches!(e, Event::Gone)).expect("gone");
+            while !shim.reap() {
+                std::thread::yield_now();
+            }
+        }
+        if crun {
+            let t = Instant::now();
+            let children: Vec<_> = (0..PODS)
+                .map(|i| {
+                    Command::new("crun")
+                        .args(["--cgroup-manager=disabled", "run", "--bundle"])
+                        .arg(dir)
+                        .arg(format!("quelea-{}-{i}", std::process::id()))
+                        .stdin(Stdio::null())
+                        .spawn()
+                        .expect("crun")
+                })
+                .collect();
+            for mut c in children {
+                assert!(c.wait().is_ok_and(|s| s.success()), "crun");
+            }
+            peers.push(t.elapsed());
+        }
+    }
+    let (ours, peers) = (median(ours), median(peers));
+    line("hundred_pods_at_once", ours, Some(0.5 * peers).filter(|_| crun), Some(peers).filter(|_| crun));
 }
 
 /// User and system time of all children that have been reaped, and of theirs: says more than the clock does when
