@@ -18,7 +18,7 @@ fn main() {
     let seeds = args.next().and_then(|a| a.parse().ok()).unwrap_or(5);
     let only = args.next();
     let wants = |bench: &str| only.as_deref().is_none_or(|o| o == bench);
-    let all: [(&str, Bench); 13] = [
+    let all: [(&str, Bench); 14] = [
         ("join", join),
         ("idle", idle),
         ("crash", crash),
@@ -32,6 +32,7 @@ fn main() {
         ("weather", weather),
         ("restart", restart),
         ("massloss", mass_loss),
+        ("burst", burst),
     ];
     for (bench, run) in all {
         if wants(bench) {
@@ -183,6 +184,24 @@ fn mass_loss(_: usize, seed: u64) {
         let wrong = world.deaths().iter().filter(|d| !real.contains(&d.2)).count();
         say(&format!("mass_loss_false_deaths_{nodes}"), seed, wrong as f64, "");
     }
+}
+
+/// A thousand records at once at one node.
+fn burst(nodes: usize, seed: u64) {
+    let mut world = joined(nodes, seed);
+    for i in 0..1000 {
+        world.put(0, &format!("s/default/app-{i}"), &[i as u8; 700]);
+    }
+    let took = world.until(60 * S, World::roots_equal);
+    say(&format!("burst_1000_records_{nodes}"), seed, seconds(took), "s");
+    let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
+    say(&format!("burst_bytes_{nodes}"), seed, bytes as f64 / nodes as f64, "B/node");
+    say(&format!("burst_bytes_of_writer_{nodes}"), seed, world.nodes[0].sent_bytes as f64, "B");
+    say(&format!("burst_deaths_{nodes}"), seed, world.deaths().len() as f64, "");
+    let start = world.now;
+    world.spawn(1);
+    world.until(60 * S, World::roots_equal);
+    say(&format!("blank_node_catches_up_{nodes}"), seed, seconds(Some(world.now - start)), "s");
 }
 
 fn weather(nodes: usize, seed: u64) {

@@ -114,7 +114,8 @@ pub enum Persist {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The first peer answered and its whole view was taken over.
+    /// The first peer answered and its whole view was taken over; or there is nobody to ask, because neither seeds nor the
+    /// roster name anybody. Not said while seeds are named and none answers.
     Joined {
         /// Members known now, this node included.
         members: usize,

@@ -429,7 +429,7 @@ impl Swim {
                 return;
             }
         }
-        if outbid {
+        if outbid || u.incarnation + 1 >= GENERATION_MAX {
             self.outbid(u.generation, ctx);
             return;
         }
@@ -445,7 +445,7 @@ impl Swim {
     /// Steps above a generation that the flock remembers of our name: our boot counter was lost, or another node has our
     /// name. Once is normal, a duel is not. Whether it did.
     fn outbid(&mut self, generation: u64, ctx: &mut Ctx<'_>) -> bool {
-        if self.outbids >= OUTBID_MAX || generation >= GENERATION_MAX {
+        if self.outbids >= OUTBID_MAX || generation + 1 >= GENERATION_MAX {
             return false;
         }
         self.outbids += 1;
