@@ -1,7 +1,7 @@
 //! A flock on virtual time with perfect delivery: what is sent arrives after 1 ms, a record reaches all
 //! nodes after 50 ms, a death is known to all after 2 s. Pods start in 100 ms.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rand::rngs::Xoshiro256PlusPlus;
@@ -46,6 +46,8 @@ pub(crate) struct Flock {
     /// Images of which every start fails.
     pub(crate) broken: Vec<String>,
     /// Lowest number of ready claims of any app seen at the end of a millisecond, when watched.
+    /// Directions in which messages are lost: (from, to). Records still arrive.
+    pub(crate) cut: BTreeSet<(String, String)>,
     pub(crate) watch_ready: Option<(String, u32)>,
 }
 
@@ -82,6 +84,7 @@ impl Flock {
             specs: BTreeMap::new(),
             starts: Vec::new(),
             broken: Vec::new(),
+            cut: BTreeSet::new(),
             watch_ready: None,
         };
         for i in 0..nodes {
@@ -193,7 +196,9 @@ impl Flock {
             Output::Send { to, bytes } => {
                 assert!(to != name, "a message to oneself");
                 assert!(bytes.len() <= sched::msg::MESSAGE_MAX);
-                self.later(MS, &to, Ev::Message { from: name.into(), bytes });
+                if !self.cut.contains(&(name.to_owned(), to.clone())) {
+                    self.later(MS, &to, Ev::Message { from: name.into(), bytes });
+                }
             }
             Output::Start(claim) => {
                 self.starts.push((self.now, name.into(), claim.pod_name()));

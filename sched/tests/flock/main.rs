@@ -451,3 +451,53 @@ fn a_node_without_labels_takes_part() {
     f.run(S);
     f.whole("hello", 6);
 }
+
+/// Cut off but not yet aware of it: the coordinator asks before it starts, and nobody answers.
+#[test]
+fn a_coordinator_that_nobody_answers_starts_nothing() {
+    let mut f = Flock::new(5, 5);
+    f.submit(&app("hello", "replicas = 5", ""), false);
+    f.run(4 * S);
+    let lone = f.nodes["n0"].sched.apps().next().unwrap().coordinator;
+    for other in f.up() {
+        f.cut.insert((lone.clone(), other.clone()));
+        f.cut.insert((other, lone.clone()));
+    }
+    let before = f.starts.len();
+    f.submit(&app("hello", "replicas = 10", ""), false);
+    f.run(10 * S);
+    assert_eq!(f.starts.len(), before);
+    let why = f.nodes[&lone].sched.why("default", "hello").to_string();
+    assert!(why.contains("only 1 of 5 nodes that should be alive answer"), "{why}");
+    f.cut.clear();
+    f.run(3 * S);
+    f.whole("hello", 10);
+}
+
+#[test]
+fn a_cut_in_one_direction_is_bypassed() {
+    let mut f = Flock::new(4, 4);
+    f.submit(&app("hello", "replicas = 4", ""), false);
+    f.run(2 * S);
+    let leader = f.nodes["n0"].sched.apps().next().unwrap().coordinator;
+    let victim = f.up().into_iter().find(|n| *n != leader).unwrap();
+    f.cut.insert((leader, victim.clone()));
+    f.drain(&victim, true);
+    f.run(10 * S);
+    f.whole("hello", 4);
+    assert!(!f.on("hello").contains_key(&victim), "its pod was told to stop through a third node");
+}
+
+#[test]
+fn a_newcomer_that_met_nobody_starts_nothing() {
+    let config = sched::Config { bootstrap: false, ..sched::Config::new("lone") };
+    let mut f = Flock::new(1, 1);
+    let record = f.nodes["n0"].record.clone();
+    f.nodes.get_mut("n0").unwrap().sched = sched::Sched::new(config, f.now);
+    f.step("n0", Input::SelfRecord(record));
+    f.step("n0", Input::Recovered);
+    f.submit(&app("hello", "replicas = 1", ""), false);
+    f.run(10 * S);
+    f.whole("hello", 0);
+    assert!(f.why("hello").held.contains("has not met its flock"), "{}", f.why("hello"));
+}

@@ -1,0 +1,82 @@
+//! The simulator itself: equal seeds are equal, checks can fail, a few seeds hold.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sched::{Claim, ClaimRecord, NodeRecord, Spec};
+use sim::check;
+use sim::kernel::Kernel;
+use sim::marks::{Marks, REQUIRED};
+use sim::{Options, Summary};
+
+fn short(seed: u64) -> Options {
+    Options { nodes_max: 6, safety_s: 25, ..Options::new(seed) }
+}
+
+#[test]
+fn equal_seeds_give_equal_traces() {
+    let (a, b) = (sim::run(&short(5)), sim::run(&short(5)));
+    assert_eq!((a.trace, a.events, a.starts), (b.trace, b.events, b.starts));
+    assert_ne!(a.trace, sim::run(&short(6)).trace);
+}
+
+#[test]
+fn some_seeds_hold() {
+    let reports: Vec<_> = (100..106).map(|seed| sim::run(&short(seed))).collect();
+    for r in &reports {
+        assert!(r.violations.is_empty(), "{}", r.failure());
+    }
+    let summary = Summary::of(&reports, 1.0);
+    assert!(summary.passed() && summary.starts > 0 && summary.faults > 0, "{summary:?}");
+}
+
+#[test]
+fn a_failure_names_its_seed_and_how_to_replay_it() {
+    let mut report = sim::run(&Options { safety_s: 1, ..short(7) });
+    report.violations.push("at 5 ms: wrong".into());
+    let text = report.failure();
+    assert!(text.contains("seed 7 failed") && text.contains("at 5 ms: wrong"), "{text}");
+    assert!(text.contains("--start 7 --seeds 1 --nodes 3..6 --seconds 1"), "{text}");
+    assert!(!Summary::of(&[report], 1.0).passed());
+}
+
+#[test]
+fn a_missing_mark_fails_a_large_set() {
+    let mut marks = Marks::default();
+    REQUIRED.into_iter().skip(1).for_each(|name| marks.hit(name));
+    assert_eq!(marks.missing(), [REQUIRED[0]]);
+}
+
+fn pod(id: &str, unique_host: bool) -> Claim {
+    let text = "app = \"a\"\n[[container]]\nname = \"c\"\nimage = \"i\"\ncpu = 1\n";
+    let spec = Arc::new(Spec::parse(text, "f").unwrap());
+    let record = ClaimRecord { unique_host, ..ClaimRecord::default() };
+    Claim { id: id.into(), spec, record }
+}
+
+#[test]
+fn overcommit_and_twins_are_seen() {
+    let record =
+        NodeRecord { cpu_milli: 2000, memory_bytes: 1 << 30, pods: 9, ..NodeRecord::default() };
+    let mut kernel = Kernel::default();
+    kernel.start(pod("a", false));
+    kernel.start(pod("b", false));
+    assert_eq!(check::machine("n", &record, &kernel), Ok(()));
+    kernel.start(pod("c", false));
+    assert!(check::machine("n", &record, &kernel).is_err(), "3 of 2 CPUs");
+    let mut kernel = Kernel::default();
+    kernel.start(pod("a", true));
+    kernel.start(pod("b", true));
+    assert!(check::machine("n", &record, &kernel).is_err(), "two of a unique app");
+}
+
+#[test]
+fn a_foreign_write_is_seen() {
+    let none = BTreeSet::new();
+    let gone = BTreeSet::from(["b".to_owned()]);
+    assert!(check::writer("a", "a/a/x", false, &none).is_ok());
+    assert!(check::writer("a", "a/b/x", false, &gone).is_err());
+    assert!(check::writer("a", "a/b/x", true, &none).is_err());
+    assert!(check::writer("a", "a/b/x", true, &gone).is_ok());
+    assert!(check::writer("a", "s/x/y", false, &none).is_err());
+}
