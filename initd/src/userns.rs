@@ -37,7 +37,7 @@ impl IdMap {
 /// know (`waitpid(-1)`) in another thread meanwhile.
 ///
 /// # Errors
-/// [`Error::Sys`](crate::Error::Sys): `ENOSPC` when `user.max_user_namespaces` is used up, `EPERM` without
+/// [`Error::Sys`]: `ENOSPC` when `user.max_user_namespaces` is used up, `EPERM` without
 /// CAP_SETUID and CAP_SETGID.
 pub fn create(map: IdMap) -> Result<OwnedFd> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)

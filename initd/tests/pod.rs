@@ -140,8 +140,10 @@ fn what_cannot_run_says_why() {
         ("workdir file", &["/bin/probe"], "", "/bin/probe", "working directory /bin/probe"),
         ("workdir out", &["/bin/probe"], "", "/link", "working directory /link"),
     ];
-    for (name, argv, user, workdir, want) in cases {
+    let cases = cases.iter().flat_map(|c| [(c, false), (c, true)]);
+    for (&(name, argv, user, workdir, want), init) in cases {
         let c = ContainerSpec {
+            init,
             argv: argv.iter().map(|s| (*s).to_owned()).collect(),
             user: user.into(),
             workdir: workdir.into(),

@@ -1,7 +1,7 @@
 //! How one container comes to be, and how a program joins one that runs.
 //!
-//! The shim prepares everything that can be prepared outside ([`plan`]): detached mounts, the user's ids, strings,
-//! pipes. The child ([`child`]) attaches them, gives up what the spec does not grant and executes; it reports the step
+//! The shim prepares everything that can be prepared outside (`plan`): detached mounts, the user's ids, strings,
+//! pipes. The child (`child`) attaches them, gives up what the spec does not grant and executes; it reports the step
 //! and the errno at which it stopped through a close-on-exec pipe, so that end of file means that the program runs.
 
 mod child;

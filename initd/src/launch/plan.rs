@@ -18,6 +18,8 @@ use crate::userns::IdMap;
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// `/dev/shm` of each container.
 const SHM_BYTES: u64 = 64 << 20;
+/// What lowering `oom_score_adj` needs.
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 /// Where each container's terminals are.
 const PTS: &CStr = c"dev/pts";
 /// Descriptors that the child keeps live above those that it gives away (0..=4).
@@ -128,6 +130,14 @@ impl<'a> Plan<'a> {
         if spec.read_only {
             sys::mount_setattr(root.as_fd(), false, RDONLY, None)
                 .map_err(|e| Failure::new(Step::Rootfs, e, "making the root read-only"))?;
+        }
+        if spec.oom_score_adj < 0 && sys::permitted_caps().is_ok_and(|c| c & CAP_SYS_RESOURCE == 0)
+        {
+            conditions.push(Condition::NotPermitted {
+                container: spec.name.clone(),
+                what: "oom_score_adj".to_owned(),
+                errno: libc::EPERM,
+            });
         }
         if spec.seccomp == Seccomp::Unconfined {
             conditions.push(Condition::Unconfined { container: spec.name.clone() });

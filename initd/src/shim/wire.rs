@@ -134,7 +134,7 @@ pub enum Condition {
         /// What the kernel said.
         errno: i32,
     },
-    /// `oom_score_adj` or an rlimit could not be set as asked.
+    /// The node may not give what is asked: a lower `oom_score_adj`.
     NotPermitted {
         /// Which.
         container: String,
