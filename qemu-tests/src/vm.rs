@@ -40,6 +40,9 @@ pub struct Plan {
 
 type Lines = Arc<Mutex<Vec<(Duration, String)>>>;
 
+/// PID 1's first line.
+const FIRST_LINE: &str = "is PID 1 on Linux";
+
 /// A running machine. Dropping it is a power cut.
 #[derive(Debug)]
 pub struct Vm {
@@ -47,6 +50,7 @@ pub struct Vm {
     child: Child,
     started: Instant,
     lines: Lines,
+    first_line_cpu: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Vm {
@@ -106,16 +110,30 @@ impl Vm {
         let serial = child.stdout.take().context("QEMU has no stdout")?;
         let log = File::options().create(true).append(true).open(path("serial"))?;
         let into = Arc::clone(&lines);
+        let first_line_cpu = Arc::new(Mutex::new(None));
+        let (cpu, pid) = (Arc::clone(&first_line_cpu), child.id());
+        let seen = move |line: &str| {
+            let mut cpu = cpu.lock().unwrap_or_else(PoisonError::into_inner);
+            if cpu.is_none() && line.contains(FIRST_LINE) {
+                *cpu = cpu_time(pid);
+            }
+        };
         std::thread::Builder::new()
             .name(format!("serial{n}"))
-            .spawn(move || read_serial(serial, log, started, &into))?;
-        Ok(Self { plan, child, started, lines })
+            .spawn(move || read_serial(serial, log, started, &into, &seen))?;
+        Ok(Self { plan, child, started, lines, first_line_cpu })
     }
 
     /// The plan it was started from.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// CPU time QEMU had used when PID 1's first line came: what the boot takes on an idle machine, told on any.
+    #[must_use]
+    pub fn first_line_cpu(&self) -> Option<Duration> {
+        *self.first_line_cpu.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Time since it was switched on.
@@ -255,12 +273,27 @@ fn mac_text(n: usize) -> String {
     mac(n).map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn read_serial(from: impl std::io::Read, mut log: File, started: Instant, into: &Lines) {
+/// User and system time of a process and its threads (proc_pid_stat(5), fields 14 and 15, in 1/100 s).
+fn cpu_time(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some(Duration::from_millis((ticks()? + ticks()?) * 10))
+}
+
+fn read_serial(
+    from: impl std::io::Read,
+    mut log: File,
+    started: Instant,
+    into: &Lines,
+    seen: &dyn Fn(&str),
+) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
     while from.read_until(b'\n', &mut bytes).is_ok_and(|len| len > 0) {
         let at = started.elapsed();
         let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        seen(&line);
         let _ = writeln!(log, "[{:9.3}] {line}", at.as_secs_f64());
         let mut lines = into.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() < LINES_MAX {
