@@ -8,6 +8,8 @@ mod world;
 use std::time::Instant;
 
 use gossip::{Event, State};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{Rng, SeedableRng};
 use world::{MS, S, World, name};
 
 type Bench = fn(usize, u64);
@@ -18,7 +20,7 @@ fn main() {
     let seeds = args.next().and_then(|a| a.parse().ok()).unwrap_or(5);
     let only = args.next();
     let wants = |bench: &str| only.as_deref().is_none_or(|o| o == bench);
-    let all: [(&str, Bench); 14] = [
+    let all: [(&str, Bench); 15] = [
         ("join", join),
         ("idle", idle),
         ("crash", crash),
@@ -33,6 +35,7 @@ fn main() {
         ("restart", restart),
         ("massloss", mass_loss),
         ("burst", burst),
+        ("hostile", hostile),
     ];
     for (bench, run) in all {
         if wants(bench) {
@@ -202,6 +205,26 @@ fn burst(nodes: usize, seed: u64) {
     world.spawn(1);
     world.until(60 * S, World::roots_equal);
     say(&format!("blank_node_catches_up_{nodes}"), seed, seconds(Some(world.now - start)), "s");
+}
+
+/// A million datagrams of a stranger; panics at the first answer or change.
+fn hostile(_: usize, seed: u64) {
+    let mut target = gossip::fuzz::Target::default();
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let mut bytes = vec![0; 1300];
+    let start = Instant::now();
+    for round in 0..1_000_000 {
+        let len = (rng.next_u64() % 1300) as usize;
+        rng.fill_bytes(&mut bytes[..len]);
+        if round % 2 == 0 && len > 2 {
+            bytes[0] = 1 | ((round / 2 % 2) as u8) << 4;
+            bytes[1] = 1;
+        }
+        target.datagram(&bytes[..len]);
+    }
+    let took = start.elapsed().as_secs_f64();
+    say("hostile_datagrams_without_effect", seed, 1_000_000.0, "");
+    say("hostile_datagrams_refused_per_second", seed, 1_000_000.0 / took, "1/s");
 }
 
 fn weather(nodes: usize, seed: u64) {
