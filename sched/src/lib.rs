@@ -33,7 +33,8 @@
 //! - `unique = "host"` is never violated, and a hard spread leaves a slot pending rather than break it;
 //! - a record `a/<node>/…` or `n/<node>` is written by that node alone; others may only delete it after
 //!   the node was forgotten;
-//! - a side with at most half of the known roster starts nothing;
+//! - a side with at most half of the known roster starts nothing: known losses hold starts (guard), and
+//!   what is not known yet shows when the flock is asked before a start and does not answer (contact);
 //! - at rest every slot of an app has exactly one claim.
 //!
 //! Refused here: clocks, threads, sockets, files, the order of a hash map, and types of other crates.

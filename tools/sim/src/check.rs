@@ -77,22 +77,22 @@ pub fn whole(flock: &[Seen<'_>], acked: &BTreeMap<String, u64>) -> Result<(), St
             return Err(format!("{} and {} hold different maps", first.name, seen.name));
         }
     }
-    let mut wanted: BTreeMap<(String, String), (Submitted, Option<Arc<Spec>>)> = BTreeMap::new();
+    let mut wanted: Vec<(Submitted, Option<Arc<Spec>>)> = Vec::new();
     for record in first.node.gossip.range("s/") {
         let Some(s) = record.body.as_deref().and_then(Submitted::decode) else { continue };
         let runs = !s.stopped && !s.deleted;
         let spec = Spec::parse(&s.text, "spec").ok().filter(|_| runs).map(Arc::new);
-        wanted.insert((s.namespace.clone(), s.app.clone()), (s, spec));
+        wanted.push((s, spec));
     }
     for (key, generation) in acked {
         let found =
-            wanted.values().find(|(s, _)| sched::record::spec_key(&s.namespace, &s.app) == *key);
+            wanted.iter().find(|(s, _)| sched::record::spec_key(&s.namespace, &s.app) == *key);
         if found.is_none_or(|(s, _)| s.generation < *generation) {
             return Err(format!("{key} generation {generation} was on most nodes and is lost"));
         }
     }
-    for ((_, app), (_, spec)) in &wanted {
-        pods(flock, app, spec.as_deref())?;
+    for (s, spec) in &wanted {
+        pods(flock, &s.app, spec.as_deref())?;
     }
     claims(flock)
 }

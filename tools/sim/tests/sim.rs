@@ -49,7 +49,7 @@ fn a_missing_mark_fails_a_large_set() {
 
 fn pod(id: &str, unique_host: bool) -> Claim {
     let text = "app = \"a\"\n[[container]]\nname = \"c\"\nimage = \"i\"\ncpu = 1\n";
-    let spec = Arc::new(Spec::parse(text, "f").unwrap());
+    let spec = Arc::new(Spec::parse(text, "f").expect("it is valid"));
     let record = ClaimRecord { unique_host, ..ClaimRecord::default() };
     Claim { id: id.into(), spec, record }
 }
