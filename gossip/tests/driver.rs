@@ -181,6 +181,28 @@ fn a_flock_that_went_dark_finds_itself_from_its_disks() {
 }
 
 #[test]
+fn a_log_that_has_grown_is_rewritten_and_holds_the_last() {
+    let mut flock = Flock::new("grown");
+    let cfg = flock.config(0, true);
+    flock.open(0, cfg);
+    let body = |i: usize| vec![i as u8; 16_000];
+    for i in 0..300 {
+        let key = format!("s/default/app-{}", i % 10);
+        flock.input(0, Input::Put { key: &key, body: body(i), expect: Expect::Any });
+    }
+    let last = |e: &Event| matches!(e, Event::Durable { version, .. } if version.rev == 30);
+    flock.until(LONG, |f| f.events[0].iter().filter(|e| last(e)).count() == 10);
+    flock.nodes[0] = None;
+    let log = std::fs::metadata(flock.dir.join("n0/log")).expect("it is there").len();
+    assert!(log < 3_000_000, "4.8 MB were written, {log} bytes are kept");
+    let cfg = flock.config(0, true);
+    flock.open(0, cfg);
+    for i in 290..300 {
+        assert_eq!(flock.body(0, &format!("s/default/app-{}", i % 10)), Some(body(i)));
+    }
+}
+
+#[test]
 fn what_cannot_work_is_refused_with_a_reason() {
     let flock = Flock::new("refused");
     let mut cfg = flock.config(0, true);

@@ -31,6 +31,7 @@ struct Shared {
     durable: AtomicU64,
     done_jobs: AtomicU64,
     long: AtomicBool,
+    snapshots: AtomicU64,
     failed: AtomicBool,
     error: Mutex<Option<Error>>,
 }
@@ -44,6 +45,7 @@ pub(crate) struct Worker {
     pub(crate) done: pipe::Receiver,
     thread: Option<JoinHandle<()>>,
     sent_jobs: u64,
+    sent_snapshots: u64,
     ticket: u64,
 }
 
@@ -60,7 +62,7 @@ impl Worker {
             .spawn(move || run(disk, &inbox, &theirs, wake))
             .map_err(|e| failed("start the thread of", &e))?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        Ok(Worker { jobs, shared, done, thread, sent_jobs: 0, ticket: 0 })
+        Ok(Worker { jobs, shared, done, thread, sent_jobs: 0, sent_snapshots: 0, ticket: 0 })
     }
 
     pub(crate) fn remember(&mut self, what: Persist) {
@@ -80,8 +82,8 @@ impl Worker {
     }
 
     pub(crate) fn snapshot(&mut self, wall_ms: u64, records: Vec<Record>, roster: Vec<MemberInfo>) {
-        self.shared.long.store(false, Ordering::Relaxed);
-        self.send(Job::Snapshot { wall_ms, records, roster });
+        let sent = self.send(Job::Snapshot { wall_ms, records, roster });
+        self.sent_snapshots += u64::from(sent);
     }
 
     pub(crate) fn durable(&mut self) -> u64 {
@@ -92,7 +94,9 @@ impl Worker {
     }
 
     pub(crate) fn is_long(&self) -> bool {
-        self.shared.long.load(Ordering::Relaxed)
+        // One snapshot at a time: until it is written the log stays as long as it was.
+        let done = self.shared.snapshots.load(Ordering::Acquire) == self.sent_snapshots;
+        done && self.shared.long.load(Ordering::Relaxed)
     }
 
     /// What went wrong, once.
@@ -117,16 +121,12 @@ impl Worker {
         self.check()
     }
 
-    fn send(&mut self, job: Job) {
+    fn send(&mut self, job: Job) -> bool {
         let done = self.shared.done_jobs.load(Ordering::Relaxed);
-        if self.sent_jobs - done > PENDING_MAX {
-            return;
-        }
-        if let Some(jobs) = &self.jobs
-            && jobs.send(job).is_ok()
-        {
-            self.sent_jobs += 1;
-        }
+        let room = self.sent_jobs - done <= PENDING_MAX;
+        let sent = room && self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        self.sent_jobs += u64::from(sent);
+        sent
     }
 }
 
@@ -146,7 +146,7 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
     while let Ok(first) = inbox.recv() {
         let mut result = Ok(());
         let mut ticket = None;
-        let mut jobs = 0;
+        let (mut jobs, mut snapshots) = (0, 0);
         for job in std::iter::once(first).chain(std::iter::from_fn(|| inbox.try_recv().ok())) {
             jobs += 1;
             result = result.and(match job {
@@ -160,6 +160,7 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
                     Ok(())
                 }
                 Job::Snapshot { wall_ms, records, roster } => {
+                    snapshots += 1;
                     disk.snapshot(wall_ms, records.iter(), &roster)
                 }
             });
@@ -170,6 +171,7 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
         });
         shared.done_jobs.fetch_add(jobs, Ordering::Relaxed);
         shared.long.store(disk.is_long(), Ordering::Relaxed);
+        shared.snapshots.fetch_add(snapshots, Ordering::Release);
         if let Err(error) = result {
             *lock(&shared.error) = Some(error);
             shared.failed.store(true, Ordering::Release);
