@@ -42,6 +42,8 @@ pub const UPLOADS_MAX: usize = 8;
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A submission that is not on disk by then is not acknowledged.
+const DURABLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be accepted: out of descriptors, for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two looks at a followed log.
@@ -299,7 +301,17 @@ async fn put_app(
     let signed = Signed::from_bytes(&bytes).map_err(|e| Refused(400, e.to_string()))?;
     let submit = move |node: &mut Node| node.submit(&namespace, &app, &signed);
     let taken = shared.core.call(submit).await?;
-    taken.map(Json).map_err(|(status, message)| Refused(status, message))
+    let (accepted, durable) = taken.map_err(|(status, message)| Refused(status, message))?;
+    match tokio::time::timeout(DURABLE_TIMEOUT, durable).await {
+        Ok(Ok(())) => Ok(Json(accepted)),
+        _ => Err(Refused(
+            503,
+            format!(
+                "{} has taken it but cannot say that it is on disk after {DURABLE_TIMEOUT:?}: look at `quelea ps` before submitting again",
+                accepted.node
+            ),
+        )),
+    }
 }
 
 async fn small_body(body: Body) -> Result<Bytes, Refused> {

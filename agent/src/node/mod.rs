@@ -27,6 +27,7 @@ use netshim::ipam::{Ipam, PodAddresses};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use sched::{NodeRecord, Sched};
+use tokio::sync::oneshot;
 
 use crate::config::NodeConfig;
 use crate::events::Events;
@@ -105,6 +106,8 @@ pub struct Node {
     peers_of: BTreeMap<String, Vec<u8>>,
     overlay_dirty: bool,
     published: Option<NodeRecord>,
+    /// Who waits until a key's newest version is on disk.
+    durable: BTreeMap<String, Vec<oneshot::Sender<()>>>,
 }
 
 /// What a node is made from, besides its configuration.
@@ -213,6 +216,7 @@ impl Node {
             peers_of: BTreeMap::new(),
             overlay_dirty: false,
             published: None,
+            durable: BTreeMap::new(),
             config,
         };
         node.recover(parts.adopted, parts.remains)?;
@@ -228,6 +232,14 @@ impl Node {
         let records: Vec<gossip::Record> = self.driver.gossip().range("").cloned().collect();
         for record in records {
             self.record_changed(&record);
+        }
+        // The roster counts for what is a majority, also before its members answer.
+        let me = self.driver.gossip().me().name.clone();
+        let roster: Vec<gossip::Member> =
+            self.driver.gossip().members().filter(|member| member.name != me).cloned().collect();
+        for member in &roster {
+            let state = member_state(member.state);
+            self.sched_step(sched::Input::Member { name: &member.name, state });
         }
         self.publish();
         let kept: Vec<(String, Kept)> =
@@ -427,6 +439,13 @@ impl Node {
             Event::Stalled { stall_us } => {
                 self.event("agent", format!("stood still for {} ms", stall_us / 1000));
             }
+            Event::Durable { key, .. } => {
+                for waiting in self.durable.remove(&key).unwrap_or_default() {
+                    // Who asked may have gone away.
+                    let _ = waiting.send(());
+                }
+            }
+            Event::Dropped { key } => self.key_changed(&key, None, ""),
             Event::Left => self.event("flock", "left"),
             _ => {}
         }
@@ -490,12 +509,7 @@ impl Node {
     }
 
     fn member_changed(&mut self, member: &gossip::Member) {
-        let state = match member.state {
-            gossip::State::Alive => sched::MemberState::Alive,
-            gossip::State::Suspect => sched::MemberState::Suspect,
-            gossip::State::Dead => sched::MemberState::Dead,
-            gossip::State::Left => sched::MemberState::Left,
-        };
+        let state = member_state(member.state);
         self.event(format!("node/{}", member.name), member.state.to_string());
         if member.state.is_live() && !self.joined {
             // A peer joined us before our own joining found anybody: what it knows comes with the next exchange.
@@ -552,5 +566,14 @@ impl Node {
             self.published = Some(record.clone());
             self.sched_step(sched::Input::SelfRecord(record));
         }
+    }
+}
+
+fn member_state(state: gossip::State) -> sched::MemberState {
+    match state {
+        gossip::State::Alive => sched::MemberState::Alive,
+        gossip::State::Suspect => sched::MemberState::Suspect,
+        gossip::State::Dead => sched::MemberState::Dead,
+        gossip::State::Left => sched::MemberState::Left,
     }
 }

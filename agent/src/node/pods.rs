@@ -371,7 +371,13 @@ impl Node {
                 let reason = format!("{text} ({step:?}: {os})");
                 self.exec_ended(&claim, exec, ExecNews::Failed(reason));
             }
-            ShimEvent::Stopped => self.pods_step(Input::ShimGone { claim }),
+            // It ends once it is told to; until then it may hold the mounts.
+            ShimEvent::Stopped => {
+                let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
+                if !matches!(connection.map(|c| c.shim.quit()), Some(Ok(()))) {
+                    self.pods_step(Input::ShimGone { claim });
+                }
+            }
             ShimEvent::Gone => {
                 if let Some(local) = self.local.get_mut(&claim)
                     && let Some(mut connection) = local.shim.take()

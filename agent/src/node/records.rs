@@ -15,19 +15,22 @@ pub(super) const TAG_PREFIX: &str = "t/";
 
 impl Node {
     pub(super) fn record_changed(&mut self, record: &gossip::Record) {
-        let key = record.key.as_ref();
-        let body = record.body.as_deref();
+        self.key_changed(&record.key, record.body.as_deref(), &record.writer);
+    }
+
+    /// A key has a new body, or none any more.
+    pub(super) fn key_changed(&mut self, key: &str, body: Option<&[u8]>, writer: &str) {
         let Some((kind, rest)) = key.split_once('/') else { return };
         match kind {
             "n" => {
                 self.node_record(rest, body);
-                self.sched_step(sched::Input::Record { key, body, writer: &record.writer });
+                self.sched_step(sched::Input::Record { key, body, writer });
             }
             "a" | "r" => {
                 self.peers_dirty |= kind == "a";
-                self.sched_step(sched::Input::Record { key, body, writer: &record.writer });
+                self.sched_step(sched::Input::Record { key, body, writer });
             }
-            "s" => self.spec_record(rest, body, &record.writer),
+            "s" => self.spec_record(rest, body, writer),
             "i" => self.image_record(rest, body),
             "t" => self.tag_record(rest, body),
             "p" => self.ipam_step(netshim::ipam::Input::Record { key, body }),

@@ -2,6 +2,7 @@
 
 use imagefs::ImageRecord;
 use sched::Spec;
+use tokio::sync::oneshot;
 
 use super::Node;
 use super::records::{IMAGE_PREFIX, TAG_PREFIX, effective_spec};
@@ -12,13 +13,14 @@ use crate::trust::Signed;
 pub(crate) type Refusal = (u16, String);
 
 impl Node {
-    /// Takes a signed submission into the map, or says why not. Nothing is changed by one that is refused.
+    /// Takes a signed submission into the map, or says why not. Nothing is changed by one that is refused. What comes
+    /// through the channel says that it is on this node's disk; until then it must not be acknowledged.
     pub(crate) fn submit(
         &mut self,
         namespace: &str,
         app: &str,
         signed: &Signed,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<(Accepted, oneshot::Receiver<()>), Refusal> {
         let (submission, _) =
             signed.verify(&self.credentials.operators).map_err(|error| (403, error.to_string()))?;
         if submission.namespace != namespace || submission.app != app {
@@ -47,8 +49,15 @@ impl Node {
         }
         let body = signed.to_bytes().map_err(|error| (400, error.to_string()))?;
         let key = sched::record::spec_key(namespace, app);
-        self.put(&key, body)?;
-        Ok(Accepted { generation: submission.generation, node: self.config.name.clone() })
+        let (sender, receiver) = oneshot::channel();
+        self.durable.entry(key.clone()).or_default().push(sender);
+        if let Err(refusal) = self.put(&key, body) {
+            self.durable.remove(&key);
+            return Err(refusal);
+        }
+        let accepted =
+            Accepted { generation: submission.generation, node: self.config.name.clone() };
+        Ok((accepted, receiver))
     }
 
     /// Makes an imported image known to the flock.
