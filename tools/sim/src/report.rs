@@ -72,6 +72,8 @@ pub struct Summary {
     pub healed_p50_ms: u64,
     /// See `healed_p50_ms`.
     pub healed_max_ms: u64,
+    /// The seed that took longest.
+    pub healed_max_seed: u64,
     /// Seconds on the wall.
     pub wall_s: f64,
     /// All of the traces in one number.
@@ -102,6 +104,8 @@ impl Summary {
             healed.push(r.healed_ms);
             trace = trace.rotate_left(5) ^ r.trace;
         }
+        let slowest = reports.iter().max_by_key(|r| r.healed_ms);
+        summary.healed_max_seed = slowest.map_or(0, |r| r.options.seed);
         healed.sort_unstable();
         summary.healed_p50_ms = healed.get(healed.len() / 2).copied().unwrap_or(0);
         summary.healed_max_ms = healed.last().copied().unwrap_or(0);
