@@ -91,7 +91,7 @@ fn deny() -> Result<Outcome> {
         return Ok(Outcome::Skipped("cargo-deny is not installed (cargo install cargo-deny)"));
     }
     // Advisories come from a repository that a closed network does not reach; the others need none.
-    passed(&mut run::cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"]))
+    passed(&mut run::cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"]))
 }
 
 fn doc() -> Result<Outcome> {
