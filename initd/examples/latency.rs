@@ -30,7 +30,8 @@ fn main() {
     for d in ["proc", "sys", "dev", "tmp", "etc"] {
         std::fs::create_dir_all(root.join(d)).expect("root");
     }
-    let node = Cgroups::probe().and_then(|c| c.node(&format!("quelea-latency-{}", std::process::id())).ok());
+    let node = Cgroups::probe()
+        .and_then(|c| c.node(&format!("quelea-latency-{}", std::process::id())).ok());
     let map = IdMap::slot(40_000).expect("slot");
     let userns = userns::create(map).expect("user namespace");
     let container = |words: &[&str]| ContainerSpec {
@@ -60,10 +61,14 @@ fn main() {
 
         let before = children_cpu();
         let t = Instant::now();
-        let mut shim = Shim::spawn(&probe, &pod(container(&["/bin/true", "true"])), fds).expect("spawn");
+        let mut shim =
+            Shim::spawn(&probe, &pod(container(&["/bin/true", "true"])), fds).expect("spawn");
         let events = shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
         let run_us = t.elapsed();
-        assert!(events.iter().any(|e| matches!(e, Event::Exited { exit, .. } if exit.success())), "{events:?}");
+        assert!(
+            events.iter().any(|e| matches!(e, Event::Exited { exit, .. } if exit.success())),
+            "{events:?}"
+        );
         shim.quit().expect("quit");
         shim.wait(LONG, |e| matches!(e, Event::Gone)).expect("gone");
         while !shim.reap() {
@@ -98,7 +103,12 @@ fn main() {
     line("run_true_least", run_least, None, Some(peer_least).filter(|_| crun));
     line("run_true_cpu", median(cpu), None, Some(median(peer_cpu)).filter(|_| crun));
     line("spawn_and_wait_without_container", bare, None, None);
-    line("run_true_to_stopped", run, Some(0.45 * peer).filter(|_| crun), Some(peer).filter(|_| crun));
+    line(
+        "run_true_to_stopped",
+        run,
+        Some(0.45 * peer).filter(|_| crun),
+        Some(peer).filter(|_| crun),
+    );
     line("run_true_to_shim_reaped", whole, None, Some(peer).filter(|_| crun));
     if crun {
         println!(
@@ -112,7 +122,12 @@ fn main() {
 
     // A program that joins: needs one that stays.
     let stays = ContainerSpec {
-        binds: vec![Bind { source: probe.clone(), target: "/bin/probe".into(), read_only: true, idmap: false }],
+        binds: vec![Bind {
+            source: probe.clone(),
+            target: "/bin/probe".into(),
+            read_only: true,
+            idmap: false,
+        }],
         ..container(&["/bin/probe", "sleep", "600000"])
     };
     let mut shim = Shim::spawn(&probe, &pod(stays), fds).expect("spawn");
@@ -131,15 +146,21 @@ fn main() {
         shim.exec(&spec, [null.as_fd(); 3]).expect("exec");
         let end = |e: &Event| matches!(e, Event::ExecExited { .. } | Event::ExecFailed { .. });
         let events = shim.wait(LONG, end).expect("events");
-        assert!(events.iter().any(|e| matches!(e, Event::ExecExited { exit, .. } if exit.success())), "{events:?}");
+        assert!(
+            events.iter().any(|e| matches!(e, Event::ExecExited { exit, .. } if exit.success())),
+            "{events:?}"
+        );
         exec.push(t.elapsed());
     }
     line("exec_true", median(exec), None, None);
     shim.request_status().expect("status");
     let events = shim.wait(LONG, |e| matches!(e, Event::Status(_))).expect("status");
     if let Some(Event::Status(s)) = events.last() {
-        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", s.shim_pid)).unwrap_or_default();
-        let kb = smaps.lines().find_map(|l| l.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB")?.trim().parse::<u32>().ok());
+        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", s.shim_pid))
+            .unwrap_or_default();
+        let kb = smaps.lines().find_map(|l| {
+            l.strip_prefix("Anonymous:")?.trim().strip_suffix(" kB")?.trim().parse::<u32>().ok()
+        });
         let kb = kb.unwrap_or(0);
         println!(
             "{{\"bench\":\"container\",\"metric\":\"shim_private\",\"value\":{kb},\"unit\":\"kB\",\"goal\":250,\"better\":\"lower\",\"peer\":null,\"pass\":{}}}",
@@ -217,7 +238,12 @@ fn burst(
         }
     }
     let (ours, peers) = (median(ours), median(peers));
-    line("hundred_pods_at_once", ours, Some(0.5 * peers).filter(|_| crun), Some(peers).filter(|_| crun));
+    line(
+        "hundred_pods_at_once",
+        ours,
+        Some(0.5 * peers).filter(|_| crun),
+        Some(peers).filter(|_| crun),
+    );
 }
 
 /// User and system time of all children that have been reaped, and of theirs: says more than the clock does when
@@ -230,7 +256,8 @@ fn children_cpu() -> Duration {
         libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
         usage
     };
-    let of = |t: libc::timeval| Duration::from_micros(t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64);
+    let of =
+        |t: libc::timeval| Duration::from_micros(t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64);
     of(usage.ru_utime) + of(usage.ru_stime)
 }
 
