@@ -93,8 +93,10 @@ impl Guard {
         if live * 2 <= roster {
             return Some((Hold::Minority { live, roster }, None));
         }
+        // Once all are back there is no more to wait for than their claims: see below.
         if let Some((until, lost)) = self.mass
             && now_us < until
+            && live < roster
         {
             return Some((Hold::MassLoss { lost, roster }, Some(until)));
         }
@@ -174,6 +176,7 @@ mod tests {
         lose(&mut g, 100 * S, 4, 20);
         assert!(matches!(hold(&g, 119 * S, 16, 20), Some(Hold::MassLoss { lost: 4, .. })));
         assert_eq!(hold(&g, 120 * S, 16, 20), None);
+        assert!(!matches!(hold(&g, 110 * S, 20, 20), Some(Hold::MassLoss { .. })), "all are back");
         // A rack of three out of nine is no mass loss; nor is 2.5 % of a large flock.
         let mut g = Guard::default();
         lose(&mut g, 100 * S, 3, 9);
