@@ -5,6 +5,8 @@
 //! quelead init [--config FILE]      PID 1: of a machine, or of a namespace of `quelea dev`
 //! quelead shim ID                   one pod; started by the agent only
 //! ```
+//!
+//! As `/init` of a machine it is `quelead init`, whatever its arguments.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,10 +21,20 @@ usage: quelead agent [--config FILE]    run this node's agent (default FILE: /et
 
 fn main() -> ExitCode {
     // Before anything else: what runs before it is memory that each pod pays for.
-    let mut args = std::env::args_os().skip(1);
-    let role = args.next();
-    if role.as_deref().is_some_and(|role| role == "shim") {
+    let all: Vec<OsString> = std::env::args_os().collect();
+    if all.get(1).is_some_and(|role| role == "shim") {
         return code(initd::shim::main());
+    }
+    // `modprobe`, `poweroff`, `reboot`: by the name it is called by.
+    if let Some(status) = initd::machine::personality(all.iter().map(OsString::as_os_str)) {
+        return code(status);
+    }
+    let mut args = all.into_iter().skip(1);
+    let mut role = args.next();
+    if std::process::id() == 1 && role.as_deref().is_none_or(|role| role != "init") {
+        // The kernel starts PID 1 of a machine with the words of its command line that it does not know.
+        role = Some("init".into());
+        args.by_ref().for_each(drop);
     }
     match parse(role, args) {
         Ok(role) => run(role),

@@ -118,6 +118,8 @@ impl Plan {
             pod.cgroup = Some(cgroup.clone());
             pod.shim_cgroup = Some(shim_cgroup.clone());
         }
+        // Among pods the pod's own weight counts, among its containers theirs.
+        pod.resources.cpu_weight = Some(cpu_weight(self.claim.spec.cpu_milli()));
         for (container, (image, root)) in self.claim.spec.containers.iter().zip(roots) {
             let built = self.container(container, image, root);
             pod.containers.push(built.map_err(|e| format!("container {}: {e}", container.name))?);
@@ -150,8 +152,7 @@ impl Plan {
         container.caps = caps(from)?;
         container.binds = self.binds();
         container.resources = Resources {
-            // 1 CPU is the kernel's default weight of 100 (cgroup-v2.rst, cpu.weight).
-            cpu_weight: Some(u32::try_from((from.cpu_milli / 10).clamp(1, 10_000)).unwrap_or(1)),
+            cpu_weight: Some(cpu_weight(from.cpu_milli)),
             memory_max_bytes: Some(from.memory_bytes),
             pids_max: Some(from.pids),
             ..Resources::default()
@@ -222,6 +223,11 @@ impl Plan {
             file("info", INFO_TARGET),
         ]
     }
+}
+
+/// 1 CPU is the kernel's default weight of 100 (cgroup-v2.rst, cpu.weight).
+fn cpu_weight(cpu_milli: u64) -> u32 {
+    u32::try_from((cpu_milli / 10).clamp(1, 10_000)).unwrap_or(1)
 }
 
 fn argv(from: &spec::Container, image: &Image) -> Vec<String> {

@@ -32,7 +32,7 @@ fn main() {
     }
     let node = Cgroups::probe()
         .and_then(|c| c.node(&format!("quelea-latency-{}", std::process::id())).ok());
-    let map = IdMap::slot(40_000).expect("slot");
+    let map = IdMap::slot(20_000).expect("slot");
     let userns = userns::create(map).expect("user namespace");
     let container = |words: &[&str]| ContainerSpec {
         idmap: RootIdmap::Here,

@@ -20,8 +20,9 @@ pub struct IdMap {
 impl IdMap {
     /// Ids of one range: 65,536, so that every id an image knows is mapped.
     pub const RANGE: u32 = 1 << 16;
-    /// Ranges on a node: 0 is the host's own, and the last is left out because it holds the invalid id.
-    pub const SLOTS_MAX: u32 = (u32::MAX >> 16) - 1;
+    /// Ranges on a node: 0 is the host's own. Ids stay below 2^31, as the kernel's devpts reads its `gid=` as a signed number
+    /// (seen on 6.12: EINVAL above).
+    pub const SLOTS_MAX: u32 = (i32::MAX as u32 >> 16) - 1;
 
     /// The range of a slot, `1..=SLOTS_MAX`; pods on a node with different slots share no id.
     #[must_use]
@@ -72,7 +73,7 @@ mod tests {
         assert_eq!(IdMap::slot(0), None);
         assert_eq!(IdMap::slot(1), Some(IdMap { outside: 65_536, len: 65_536 }));
         let last = IdMap::slot(IdMap::SLOTS_MAX).expect("in range");
-        assert!(last.outside.checked_add(last.len).is_some_and(|end| end < u32::MAX));
+        assert!(last.outside.checked_add(last.len).is_some_and(|end| end <= i32::MAX as u32));
         assert_eq!(IdMap::slot(IdMap::SLOTS_MAX + 1), None);
     }
 }

@@ -22,7 +22,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Args, Debug, Clone)]
 pub struct Global {
-    /// The node to ask: NAME (in a `quelea dev` flock), unix:PATH, or NAME@ADDRESS[:PORT]
+    /// The node to ask: NAME (in a `quelea dev` flock), unix:PATH, NAME@ADDRESS or NAME@ADDRESS:PORT
     #[arg(long, global = true, env = "QUELEA_NODE", value_name = "NODE")]
     pub node: Option<String>,
     /// The flock's bundle: keys that sign specs and open HTTPS connections
@@ -254,7 +254,7 @@ pub struct Pack {
     /// KEY=VALUE; may be repeated
     #[arg(short, long)]
     pub env: Vec<String>,
-    /// uid[:gid] or names
+    /// UID, UID:GID, or names
     #[arg(short, long, default_value = "")]
     pub user: String,
     /// Working directory

@@ -43,6 +43,8 @@ pub use pods::{ExecNews, ExecRequest};
 
 /// Steps of the cores in one turn of the loop; what is left waits for the next turn, after the sockets were looked at.
 const STEPS_MAX: usize = 10_000;
+/// A stall of the core thread that is told of, in microseconds.
+const STALL_TOLD_US: u64 = 2_000_000;
 /// The id of the flock's first gossip key.
 const FIRST_KEY_ID: u8 = 1;
 
@@ -181,7 +183,11 @@ impl Node {
         driver.register(&parts.registry, gossip)?;
         let ipam = Ipam::new(&config.name, &parts.credentials.info.id_bytes()?);
         let (overlay, overlay_key) = network::open(&config, &parts.credentials, &ipam, &mut rng)?;
-        let sched = Sched::new(sched::Config::new(&config.name), now_us);
+        let sched = Sched::new(
+            // A node that was told of others starts nothing until it has met one.
+            sched::Config { bootstrap: config.join.is_empty(), ..sched::Config::new(&config.name) },
+            now_us,
+        );
         let mut node = Self {
             alone_us: None,
             sched,
@@ -436,7 +442,8 @@ impl Node {
             Event::Quota { writer } => {
                 self.event(format!("node/{writer}"), "writes more than its quota: ignored");
             }
-            Event::Stalled { stall_us } => {
+            // Shorter ones are what a busy machine looks like.
+            Event::Stalled { stall_us } if stall_us >= STALL_TOLD_US => {
                 self.event("agent", format!("stood still for {} ms", stall_us / 1000));
             }
             Event::Durable { key, .. } => {

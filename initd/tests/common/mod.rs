@@ -45,7 +45,7 @@ impl Bed {
         std::fs::write(root.join("etc/group"), "root:x:0:\naudio:x:29:web\n").expect("group");
         std::fs::copy(PROBE, root.join("bin/probe")).expect("probe binary");
         let node = Cgroups::probe().and_then(|c| c.node(&id).ok());
-        let map = IdMap::slot(std::process::id() % 60_000 + 1).expect("slot");
+        let map = IdMap::slot(std::process::id() % IdMap::SLOTS_MAX + 1).expect("slot");
         let userns = userns::create(map).ok().map(|fd| (fd, map));
         Self { dir, node, userns, netns: None }
     }

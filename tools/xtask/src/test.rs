@@ -107,8 +107,9 @@ fn unit() -> Result<Outcome> {
 }
 
 fn sim() -> Result<Outcome> {
-    run::sim(&["--seeds", "200", "--json"])?;
-    run::sim(&["--seeds", "10", "--twice", "--json"])?;
+    run::sim(&["--regressions", "--json"])?;
+    run::sim(&["--start", "5000", "--seeds", "200", "--json"])?;
+    run::sim(&["--start", "700", "--seeds", "10", "--twice", "--json"])?;
     Ok(Outcome::Passed)
 }
 
