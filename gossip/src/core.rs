@@ -314,10 +314,17 @@ impl Gossip {
             self.with_swim(step, |swim, ctx| swim.on_hello(from, &u, place, ctx));
             return Some(());
         }
+        let dest = Dest { addr: from, to: Binding::To { nid, generation } };
+        if self.swim.is_outlived(nid, generation) {
+            // One message is enough: what it says beside that it will say again once it has stepped above its past.
+            let message = Message::next(&mut reader)?;
+            let done =
+                self.with_swim(step, |swim, ctx| swim.on_outlived(nid, dest, &message, place, ctx));
+            return done.then_some(());
+        }
         if nid != me.nid {
             self.swim.admit(nid, generation, place.0, place.1)?;
         }
-        let dest = Dest { addr: from, to: Binding::To { nid, generation } };
         while let Some(message) = Message::next(&mut reader) {
             self.message(nid, dest, &message, step);
             if nid == me.nid {

@@ -232,6 +232,12 @@ impl Swim {
         }
     }
 
+    /// Whether a frame comes from a boot of a member that, as far as we know, a later one has replaced.
+    pub(crate) fn is_outlived(&self, nid: Nid, generation: u64) -> bool {
+        let later = |e: &table::Entry| e.member.generation > generation;
+        nid != self.table.my_nid() && self.table.get(nid).is_some_and(later)
+    }
+
     /// Whether a frame is fresh: known boot, counter not seen. `None`: drop it; `Some(false)`: we know no such member.
     pub(crate) fn admit(
         &mut self,
@@ -528,8 +534,9 @@ impl Swim {
     /// Riders for a packet that leaves anyway. `packet` already has its head.
     pub(crate) fn ride(&mut self, dest: Dest, packet: &mut Vec<u8>, room: usize) {
         const MIN_BYTES: usize = 40;
-        let crate::frame::Binding::To { nid, .. } = dest.to else { return };
-        if self.queue.is_empty() || room < MIN_BYTES {
+        let crate::frame::Binding::To { nid, generation } = dest.to else { return };
+        // An outlived boot is told that and nothing else: its frame may be a recording, and the answer stays short.
+        if self.queue.is_empty() || room < MIN_BYTES || self.is_outlived(nid, generation) {
             return;
         }
         let mut packed = Vec::new();

@@ -2,7 +2,7 @@
 
 mod world;
 
-use gossip::{Event, Expect, Input, Limits, Record, Restored, State};
+use gossip::{Event, Expect, Input, Limits, MemberInfo, Record, Restored, State};
 use world::{MS, S, World, addr, name};
 
 fn joined(seed: u64, count: usize) -> World {
@@ -124,6 +124,62 @@ fn a_machine_that_lost_its_disk_steps_above_its_past() {
     assert!(world.until(5 * S, World::agreed).is_some());
     let member = world.nodes[0].gossip.member(&name(2)).expect("listed");
     assert!(member.generation > 4);
+}
+
+#[test]
+fn machines_that_lost_their_disks_together_are_no_island() {
+    let mut world = World::new(16);
+    world.spawn_with(5, |cfg| cfg.seeds = vec![addr(0), addr(1)]);
+    assert!(world.until(20 * S, World::agreed).is_some());
+    for _ in 0..3 {
+        for node in [0, 1] {
+            world.restart(node);
+        }
+        assert!(world.until(10 * S, World::agreed).is_some());
+        world.run(S);
+    }
+    for node in [0, 1] {
+        world.kill(node);
+        world.forget_generation(node);
+    }
+    assert!(world.until(10 * S, World::agreed).is_some(), "both are known to be dead");
+    // Both seeds are found alive by each other: they look no further, and the others have to fetch them.
+    for node in [0, 1] {
+        world.restart(node);
+    }
+    assert!(world.until(10 * S, World::agreed).is_some());
+    for node in [0, 1] {
+        let member = world.nodes[2].gossip.member(&name(node)).expect("listed");
+        assert!(member.generation > 4);
+    }
+}
+
+#[test]
+fn nodes_that_remember_each_other_from_later_boots_meet() {
+    let mut world = World::new(17);
+    world.spawn_with(2, |cfg| cfg.seeds = vec![addr(0), addr(1)]);
+    assert!(world.until(20 * S, World::agreed).is_some());
+    for node in [0, 1] {
+        world.kill(node);
+    }
+    // Boot counters that went back at both, as when images are written anew, but not what they know of others.
+    for (node, other) in [(0, 1), (1, 0)] {
+        let info = MemberInfo {
+            name: name(other),
+            addr: addr(other),
+            generation: 9,
+            incarnation: 3,
+            state: State::Alive,
+        };
+        let saved_ms = world.wall_ms(node);
+        let restored = Restored { records: Vec::new(), roster: vec![info], saved_ms };
+        world.restart_with(node, restored);
+    }
+    assert!(world.until(10 * S, World::agreed).is_some());
+    for (node, other) in [(0, 1), (1, 0)] {
+        let member = world.nodes[node].gossip.member(&name(other)).expect("listed");
+        assert!(member.generation > 9);
+    }
 }
 
 #[test]

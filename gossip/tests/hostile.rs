@@ -70,6 +70,50 @@ fn replays_are_dropped_at_once_later_elsewhere_and_after_a_restart() {
     assert_eq!(replay(&mut world, 0, &greetings), 0);
 }
 
+/// A live boot that the others hold to be outlived is told so: once for each answer to a greeting, and shortly.
+#[test]
+fn an_outlived_boot_is_answered_once_and_shortly() {
+    let mut world = World::new(8);
+    world.spawn_with(3, |cfg| cfg.seeds = vec![addr(0), addr(1)]);
+    assert!(world.until(20 * S, World::agreed).is_some());
+    for _ in 0..3 {
+        for node in [0, 1] {
+            world.restart(node);
+        }
+        assert!(world.until(10 * S, World::agreed).is_some());
+    }
+    for node in [0, 1] {
+        world.kill(node);
+        world.forget_generation(node);
+    }
+    assert!(world.until(10 * S, World::agreed).is_some());
+    world.cut = Box::new(|from, to| (from < 2) != (to < 2));
+    for node in [0, 1] {
+        world.restart(node);
+    }
+    world.run(S);
+    // Node 2 has news to tell: nothing of it may ride on what an outlived boot is told.
+    world.input(2, Input::Address(addr(2)));
+    world.cut = Box::new(|_, _| false);
+    world.recording = Some(Vec::new());
+    assert!(world.until(10 * S, World::agreed).is_some());
+    let all = world.recording.take().expect("it was on");
+    // Up to the first answer: one greeting, what came back, and what was said to that.
+    let back = all.iter().position(|(to, ..)| *to == 2).expect("a greeting was answered");
+    let told = all.iter().skip(back).find(|(_, from, _)| *from == addr(2));
+    let (heard, told) = (&all[back].2, &told.expect("it was told").2);
+    // Sealing 30, name hash and generation 9, the message 10; the shortest news would add 23.
+    assert_eq!(told.len(), 49, "nothing rides on it");
+    assert!(told.len() <= heard.len(), "{} bytes for {}", told.len(), heard.len());
+
+    let to_two = all.into_iter().filter(|(to, ..)| *to == 2);
+    let datagrams: Vec<(usize, Vec<u8>)> = to_two.map(|(_, _, bytes)| (0, bytes)).collect();
+    assert!(datagrams.len() > 5, "there is something to replay");
+    assert_eq!(replay(&mut world, 2, &datagrams), 0, "at once");
+    world.run(60 * S);
+    assert_eq!(replay(&mut world, 2, &datagrams), 0, "a minute later");
+}
+
 #[test]
 fn truncated_flipped_and_foreign_frames_are_dropped() {
     let mut world = World::new(2);

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use crate::api::Event;
 use crate::config::SEEDS_MAX;
 use crate::frame::{Binding, Window};
-use crate::member::State;
-use crate::message::{Accusers, Standing, Update, tag};
+use crate::member::{Nid, State};
+use crate::message::{Accusers, Message, Standing, Update, tag};
 use crate::outbox::Dest;
 use crate::swim::{Ctx, Swim, Timer, table};
 
@@ -147,12 +147,7 @@ impl Swim {
         });
         if let Some(entry) = taken {
             // Else it would talk into the wind: frames of an outlived boot are dropped.
-            let (generation, addr) = (entry.member.generation, entry.member.addr);
-            ctx.net.push(dest, tag::OUTDATED, |out| {
-                crate::wire::put_varint(out, generation);
-                crate::wire::put_addr(out, addr);
-            });
-            return;
+            return outdated(dest, entry, ctx);
         }
         let me = self.table.me().info();
         let up_s = ctx.now_us.saturating_sub(self.started_us) / 1_000_000;
@@ -160,6 +155,37 @@ impl Swim {
             Update::of(&me).write(out);
             crate::wire::put_varint(out, up_s);
         });
+    }
+
+    /// A boot that we hold to be outlived says something to this boot of ours. Nothing of it is believed but what can only
+    /// make *us* step above our past. If it answers our greeting it is alive and its boot counter was lost: it is told,
+    /// as it would be if it greeted us, which it does not do while it has company. `true` when something was done.
+    pub(crate) fn on_outlived(
+        &mut self,
+        nid: Nid,
+        dest: Dest,
+        message: &Message<'_>,
+        (boot, counter): (u64, u64),
+        ctx: &mut Ctx<'_>,
+    ) -> bool {
+        let speaks = match message {
+            Message::HelloAck(u, _) => u.nid == nid,
+            Message::Outdated { .. } => true,
+            _ => false,
+        };
+        let silent = !speaks || self.leave_rounds.is_some();
+        if silent || !self.contact.admit(boot, counter, ctx.now_us) {
+            return false;
+        }
+        match *message {
+            // Both lost their counters and know each other from before: somebody has to begin.
+            Message::Outdated { generation, addr } => self.on_outdated(dest, generation, addr, ctx),
+            _ => {
+                let Some(entry) = self.table.get(nid) else { return false };
+                outdated(dest, entry, ctx);
+            }
+        }
+        true
     }
 
     /// Our greeting named a generation that the flock has seen before.
@@ -241,4 +267,12 @@ impl Swim {
             self.timers.set(ctx.now_us + FAREWELL_US, Timer::LeaveRound);
         }
     }
+}
+
+/// Tells a boot that its name was seen with a later one.
+fn outdated(dest: Dest, entry: &table::Entry, ctx: &mut Ctx<'_>) {
+    ctx.net.push(dest, tag::OUTDATED, |out| {
+        crate::wire::put_varint(out, entry.member.generation);
+        crate::wire::put_addr(out, entry.member.addr);
+    });
 }

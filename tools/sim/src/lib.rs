@@ -37,7 +37,7 @@ pub use options::Options;
 pub use report::{Report, Summary};
 
 /// Seeds that once found a bug, with `--nodes 3..24 --seconds 90`: run for ever.
-pub const REGRESSIONS: [u64; 10] = [8, 22, 60, 82, 88, 97, 185, 1212, 1245, 1276];
+pub const REGRESSIONS: [u64; 12] = [8, 22, 50, 60, 82, 88, 97, 185, 310, 1212, 1245, 1276];
 
 /// Runs one seed.
 #[must_use]
