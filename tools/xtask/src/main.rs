@@ -42,6 +42,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Make what a machine boots: kernel, initramfs and iPXE script, in target/image/SET
+    Image {
+        /// Which modules it has: `qemu`, or `rack` for server NICs and disks
+        #[arg(long, default_value = "rack", value_parser = ["qemu", "rack"])]
+        set: String,
+    },
     /// Run the tests on QEMU machines; arguments are passed on
     Qemu {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -59,6 +65,7 @@ fn main() -> Result<()> {
         }
         Task::Test { stages, .. } => test::test(&stages),
         Task::Sim { args } => run::sim(&args.iter().map(String::as_str).collect::<Vec<_>>()),
+        Task::Image { set } => run::image(&set),
         Task::Qemu { args } => run::qemu(&args),
     }
 }

@@ -106,6 +106,18 @@ pub(crate) fn qemu(args: &[String]) -> Result<()> {
     check(command.args(args))
 }
 
+/// Makes a boot image with the release `quelead`.
+pub(crate) fn image(set: &str) -> Result<()> {
+    let built = build()?;
+    let out = root().join("target/image").join(set);
+    let mut command =
+        cargo(&["run", "--quiet", "--locked", "-p", "images", "--bin", "quelea-image", "--"]);
+    command.args(["--set", set, "--quelead"]).arg(built.dir.join("quelead"));
+    check(command.arg("--out").arg(&out))?;
+    println!("written to {}", out.display());
+    Ok(())
+}
+
 /// Runs the simulator, optimised and with assertions.
 pub(crate) fn sim(args: &[&str]) -> Result<()> {
     check(cargo(&["run", "--profile", "sim", "--quiet", "--locked", "-p", "sim", "--"]).args(args))
