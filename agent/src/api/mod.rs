@@ -5,6 +5,5 @@
 
 pub mod client;
 pub mod exec;
-pub mod logs;
 pub mod server;
 pub mod types;

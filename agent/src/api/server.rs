@@ -19,6 +19,7 @@ use hyper::body::{Bytes, Frame};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use imagefs::{BlobKind, BlobRef, Store};
+use initd::log::Tail;
 use rustls::ServerConfig;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,7 +27,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::exec::{self, Kind};
-use super::logs::{LogReader, TAIL_LINES_MAX};
 use super::types::{Exec, Failure};
 use crate::node::{ExecNews, ExecRequest, Node};
 use crate::tls::{self, Caller};
@@ -48,6 +48,8 @@ const DURABLE_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two looks at a followed log.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+/// Bytes of a log sent in one go, about.
+const LOG_CHUNK_BYTES: usize = 64 * 1024;
 /// Bytes of a blob read and sent in one go.
 const BLOB_CHUNK_BYTES: usize = 256 * 1024;
 
@@ -484,20 +486,27 @@ async fn logs(
         }
         None => containers.into_iter().next().unwrap_or_default(),
     };
-    let path = dir.join(format!("{container}.log"));
-    let tail = query.tail.unwrap_or(TAIL_LINES_MAX).min(TAIL_LINES_MAX);
-    let failed = |e: std::io::Error| Refused(500, format!("cannot read {}: {e}", path.display()));
-    let (mut reader, first) = LogReader::open(&path, tail).map_err(failed)?;
+    let opened = match query.tail {
+        Some(lines) => Tail::last(&dir, &container, lines),
+        None => Tail::oldest(&dir, &container),
+    };
+    let mut tail = opened.map_err(|e| Refused(500, format!("the log of {pod}: {e}")))?;
     let (sender, receiver) = mpsc::channel(2);
     tokio::spawn(async move {
-        let mut sent = sender.send(Ok(Bytes::from(first))).await;
-        while query.follow && sent.is_ok() && dir.exists() {
-            match reader.more() {
-                Ok(bytes) if bytes.is_empty() => tokio::time::sleep(FOLLOW_EVERY).await,
-                Ok(bytes) => sent = sender.send(Ok(bytes.into())).await,
-                Err(error) => sent = sender.send(Err(error)).await,
-            }
-            if sender.is_closed() {
+        loop {
+            let mut bytes = Vec::new();
+            let item = match tail.read(LOG_CHUNK_BYTES, &mut bytes) {
+                Ok(true) => Ok(Bytes::from(bytes)),
+                // The pod's directory goes when the pod goes.
+                Ok(false) if !query.follow || sender.is_closed() || !dir.exists() => return,
+                Ok(false) => {
+                    tokio::time::sleep(FOLLOW_EVERY).await;
+                    continue;
+                }
+                Err(error) => Err(std::io::Error::other(error.to_string())),
+            };
+            let failed = item.is_err();
+            if sender.send(item).await.is_err() || failed {
                 return;
             }
         }
