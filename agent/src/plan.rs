@@ -26,8 +26,6 @@ pub struct Kept {
     pub addr: PodAddr,
     /// Its user namespace slot.
     pub slot: u32,
-    /// Manifest digests of its images.
-    pub images: Vec<String>,
     /// Names of its containers.
     pub containers: Vec<String>,
 }
@@ -76,7 +74,6 @@ impl Plan {
             record: self.claim.record.clone(),
             addr: self.addr,
             slot: self.slot,
-            images: self.images(),
             containers: self.claim.spec.containers.iter().map(|c| c.name.clone()).collect(),
         }
     }
