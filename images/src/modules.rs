@@ -176,6 +176,12 @@ impl Closure {
         Ok(())
     }
 
+    /// Whether a machine with these modules has this one, built into the kernel or not.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.modules.contains_key(name) || self.builtin.contains(name)
+    }
+
     /// `modules.dep`: path, colon, everything it needs, what must be loaded first standing last.
     #[must_use]
     pub fn modules_dep(&self) -> String {

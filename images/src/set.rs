@@ -28,6 +28,19 @@ const BASE: &[Want] = &[
     Module("virtio_blk"),
     Module("virtio_console"),
     Module("virtio_rng"),
+    // State disks: what QEMU, hypervisors and most servers have.
+    Module("virtio_scsi"),
+    Module("nvme"),
+    Module("ahci"),
+    Module("sd_mod"),
+    // QEMU's watchdog, the one firmware describes, and the kernel's own where there is none.
+    Module("i6300esb"),
+    Module("wdat_wdt"),
+    Module("softdog"),
+    // Firmware variables and what is kept of a crash. ERST is built in.
+    Module("efivarfs"),
+    Module("efi_pstore"),
+    Module("ramoops"),
 ];
 
 /// Left out: bnx2, bnx2x and qed, which do nothing without firmware that is not in Debian's kernel package.
@@ -50,17 +63,13 @@ const RACK: &[Want] = &[
     Module("hv_netvsc"),
     Module("bonding"),
     Module("8021q"),
-    Module("nvme"),
-    Module("ahci"),
     Module("ata_piix"),
-    Module("sd_mod"),
     Module("mpt3sas"),
     Module("mpi3mr"),
     Module("megaraid_sas"),
     Module("hpsa"),
     Module("smartpqi"),
     Module("aacraid"),
-    Module("virtio_scsi"),
     Module("vmw_pvscsi"),
     Module("hv_storvsc"),
     Module("usb_storage"),
@@ -74,15 +83,10 @@ const RACK: &[Want] = &[
     Module("ipmi_watchdog"),
     Module("iTCO_wdt"),
     Module("sp5100_tco"),
-    Module("i6300esb"),
     Module("hpwdt"),
-    Module("wdat_wdt"),
-    Module("softdog"),
     Module("vfat"),
     Module("nls_ascii"),
     Module("nls_cp437"),
-    Module("efivarfs"),
-    Module("efi_pstore"),
     Module("zram"),
 ];
 

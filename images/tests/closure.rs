@@ -18,6 +18,23 @@ fn kernel(test: &str, set: Set) -> Option<Kernel> {
     }
 }
 
+/// Disks, watchdogs, power button and crash records: in both sets, as modules or built in.
+const MACHINE: [&str; 13] = [
+    "nvme",
+    "ahci",
+    "sd_mod",
+    "virtio_blk",
+    "virtio_scsi",
+    "ext4",
+    "button",
+    "i6300esb",
+    "wdat_wdt",
+    "softdog",
+    "efivarfs",
+    "efi_pstore",
+    "ramoops",
+];
+
 #[test]
 fn qemu_set_is_complete_small_and_reproducible() {
     let Some(kernel) = kernel("qemu_set", Set::Qemu) else { return };
@@ -38,6 +55,9 @@ fn qemu_set_is_complete_small_and_reproducible() {
     for name in ["virtio_net", "net_failover", "failover", "erofs", "overlay", "tun", "loop"] {
         assert!(one.closure.modules.contains_key(name), "{name} is missing");
     }
+    for name in MACHINE {
+        assert!(one.closure.has(name), "{name} is missing");
+    }
     assert!(one.module_bytes < 2_000_000, "{} B of modules", one.module_bytes);
     let dep = one.closure.modules_dep();
     let line = dep.lines().find(|l| l.contains("/virtio_net.ko.xz:")).unwrap();
@@ -50,6 +70,9 @@ fn rack_set_has_its_soft_dependencies() {
     let image = Initramfs::build(Set::Rack, &kernel, Path::new("/bin/true"), &[]).unwrap();
     for name in ["e1000e", "ixgbe", "ice", "bnxt_en", "mlx5_core", "tg3", "mpt3sas", "nvme"] {
         assert!(image.closure.modules.contains_key(name), "{name} is missing");
+    }
+    for name in MACHINE.iter().chain(&["iTCO_wdt", "ipmi_watchdog", "hpwdt", "sp5100_tco"]) {
+        assert!(image.closure.has(name), "{name} is missing");
     }
     // Without it mounting erofs or ext4 fails with ENOENT: libcrc32c asks for `crc32c`, an alias.
     assert!(image.closure.modules.contains_key("crc32c_generic"));
