@@ -671,3 +671,13 @@ pub(crate) fn close_raw(fd: RawFd) {
     // SAFETY: the child owns its whole table and does not use this one again.
     unsafe { libc::close(fd) };
 }
+
+/// Takes over a descriptor that this process was started with, by its number. `EBADF`: there is none.
+///
+/// For a number that whoever started this process has named for this purpose, once.
+pub(crate) fn inherited_fd(fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: F_GETFD takes no pointer, whatever the number.
+    check(c_long::from(unsafe { libc::fcntl(fd, libc::F_GETFD) }))?;
+    // SAFETY: it is open, and by the contract above nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

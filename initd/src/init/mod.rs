@@ -4,6 +4,7 @@
 //! backoff, and nothing that runs is touched. What `core` says is done here; nothing here can panic.
 
 pub mod core;
+pub mod link;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;

@@ -4,7 +4,7 @@
 //! Early ─▶ Coldplug ─▶ NetUp ─▶ State ─┬▶ Running ⇄ Degraded ─┐
 //!                                      └▶ Maintenance ────────┤ (nothing configured: still on the mesh)
 //!                                                             ▼
-//!             Ended(Off|Reboot|Halt) ◀─ Unmounting ◀─ Killing ◀─ Draining
+//!             Ended(Off|Reboot|Halt|Kexec) ◀─ Unmounting ◀─ Killing ◀─ Draining
 //! ```
 //!
 //! Invariants: no event leads back from the way down to the way up; every state of the way down has a
@@ -66,6 +66,25 @@ impl Phase {
         }
     }
 
+    /// The phase of this [`Phase::name`].
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        const STILL: [Phase; 10] = [
+            Phase::Early,
+            Phase::Coldplug,
+            Phase::NetUp,
+            Phase::State,
+            Phase::Running,
+            Phase::Degraded,
+            Phase::Maintenance,
+            Phase::Draining,
+            Phase::Killing,
+            Phase::Unmounting,
+        ];
+        let ended = Power::ALL.into_iter().map(Self::Ended);
+        STILL.into_iter().chain(ended).find(|phase| phase.name() == name)
+    }
+
     fn is_way_down(self) -> bool {
         matches!(self, Self::Draining | Self::Killing | Self::Unmounting | Self::Ended(_))
     }
@@ -80,9 +99,29 @@ pub enum Power {
     Reboot,
     /// Stop without power off.
     Halt,
+    /// Start the kernel that has been loaded, without the firmware.
+    Kexec,
 }
 
 impl Power {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Off, Self::Reboot, Self::Halt, Self::Kexec];
+
+    /// The short word of commands: `off`, `reboot`, `halt`, `kexec`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Reboot | Self::Halt | Self::Kexec => self.name(),
+        }
+    }
+
+    /// The one of that word.
+    #[must_use]
+    pub fn by_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|power| power.word() == word)
+    }
+
     /// Lower-case name, as on the console.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -90,6 +129,7 @@ impl Power {
             Self::Off => "power-off",
             Self::Reboot => "reboot",
             Self::Halt => "halt",
+            Self::Kexec => "kexec",
         }
     }
 }

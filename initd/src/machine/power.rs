@@ -36,6 +36,8 @@ pub fn halt(power: Power) -> ! {
         Power::Off => RebootCommand::PowerOff,
         Power::Reboot => RebootCommand::Restart,
         Power::Halt => RebootCommand::Halt,
+        // Returns with an error when nothing is loaded.
+        Power::Kexec => RebootCommand::Kexec,
     });
     // No firmware support for it. PID 1 never exits: the kernel would panic.
     let _ = reboot(RebootCommand::Halt);
