@@ -176,6 +176,9 @@ pub enum Event {
         /// Its version.
         version: Rev,
     },
+    /// A member that this node holds alive said that this node is dead: it was away without noticing (a paused machine, a
+    /// long stall). The refutation is on its way; others may have taken over its work meanwhile.
+    HeldDead,
     /// The farewell is said; the node may stop.
     Left,
 }

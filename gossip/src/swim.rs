@@ -113,6 +113,8 @@ pub(crate) struct Swim {
     outbids: u32,
     conflict_us: u64,
     leave_rounds: Option<u32>,
+    /// Whose datagram is being read.
+    speaker: Option<Nid>,
     started: bool,
     started_us: u64,
     pub(crate) root: u64,
@@ -142,6 +144,7 @@ impl Swim {
             outbids: 0,
             conflict_us: 0,
             leave_rounds: None,
+            speaker: None,
             started: false,
             started_us: 0,
             root: 0,
@@ -444,6 +447,11 @@ impl Swim {
         });
         if u.standing == Standing::Suspect {
             self.health.worse(1);
+        }
+        // One that we held dead ourselves was on the other side of a cut; one that we hold alive saw us stand still.
+        let speaker = self.speaker.and_then(|nid| self.table.get(nid));
+        if u.standing == Standing::Dead && speaker.is_some_and(|e| e.member.state.is_live()) {
+            ctx.event(Event::HeldDead);
         }
         self.news(self.table.my_nid(), ctx);
     }

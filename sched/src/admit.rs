@@ -47,6 +47,8 @@ pub(crate) struct Mine {
     spec: Option<Arc<Spec>>,
     phase: Phase,
     tries: u32,
+    /// What its probes say; its record says less while this node is fenced.
+    ready: bool,
 }
 
 impl Mine {
@@ -77,6 +79,8 @@ pub(crate) struct Admit {
     pub(crate) changed: Vec<String>,
     /// Claims gone in this step.
     pub(crate) gone: Vec<(String, ClaimRecord)>,
+    /// This node was away: when to look whether it has heard the flock again.
+    fence_at: Option<u64>,
 }
 
 impl Admit {
@@ -154,7 +158,7 @@ impl Admit {
         } else {
             Phase::Going
         };
-        self.mine.insert(id.to_owned(), Mine { record, spec: None, phase, tries: 0 });
+        self.mine.insert(id.to_owned(), Mine { record, spec: None, phase, tries: 0, ready: false });
         self.publish(turn, id);
         self.observed(turn, id, observed);
     }
@@ -238,6 +242,9 @@ impl Admit {
         if self.drain {
             return Err(Refusal::Draining);
         }
+        if record.cordoned() {
+            return Err(Refusal::Cordoned);
+        }
         if !spec.place.require.iter().all(|e| e.holds(&record.labels)) {
             return Err(Refusal::Require);
         }
@@ -302,7 +309,8 @@ impl Admit {
             daemon: app.is_daemon(),
             ..ClaimRecord::default()
         };
-        let mine = Mine { record, spec: Some(spec.clone()), phase: Phase::Going, tries: 0 };
+        let (spec, phase) = (Some(spec.clone()), Phase::Going);
+        let mine = Mine { record, spec, phase, tries: 0, ready: false };
         self.mine.insert(id.clone(), mine);
         self.publish(turn, &id);
         self.start(turn, &id);
@@ -420,6 +428,8 @@ impl Admit {
             return;
         }
         let before = mine.record.clone();
+        mine.ready = matches!(observed, Observed::Running { ready: true, .. });
+        let shown = mine.ready && self.fence_at.is_none();
         let r = &mut mine.record;
         match observed {
             Observed::Gone => return self.remove(turn, id),
@@ -430,11 +440,11 @@ impl Admit {
             Observed::Starting { ip } => {
                 (r.state, r.ready, r.ip) = (ClaimState::Starting, false, ip);
             }
-            Observed::Running { ip, ready } => {
+            Observed::Running { ip, ready: _ } => {
                 if r.state != ClaimState::Running {
                     r.started_ms = turn.wall_ms;
                 }
-                (r.state, r.ready, r.ip) = (ClaimState::Running, ready, ip);
+                (r.state, r.ready, r.ip) = (ClaimState::Running, shown, ip);
             }
             Observed::Exited { code, signal, oom, restarts, reason } => {
                 (r.state, r.ready, r.restarts) = (ClaimState::Exited, false, restarts);
@@ -446,6 +456,49 @@ impl Admit {
         mine.phase = Phase::Going;
         if mine.record != before {
             self.publish(turn, id);
+        }
+    }
+
+    /// This node was away: nothing here counts as ready before it knows what was replaced.
+    pub(crate) fn away(&mut self, turn: &mut Turn<'_>) {
+        self.fence_at = Some(turn.now_us);
+        let shown = self.mine.iter().filter(|(_, m)| m.record.ready).map(|(id, _)| id.clone());
+        for id in shown.collect::<Vec<_>>() {
+            if let Some(mine) = self.mine.get_mut(&id) {
+                mine.record.ready = false;
+            }
+            self.publish(turn, &id);
+        }
+    }
+
+    pub(crate) fn fence_due(&self, now_us: u64) -> bool {
+        self.fence_at.is_some_and(|at| at <= now_us)
+    }
+
+    pub(crate) fn look_again(&mut self, at_us: u64) {
+        self.fence_at = self.fence_at.map(|_| at_us);
+    }
+
+    /// The flock was heard again: what another node does by now is stopped, the rest is as it was.
+    pub(crate) fn back(&mut self, turn: &mut Turn<'_>) {
+        self.fence_at = None;
+        let ids: Vec<String> = self.mine.keys().cloned().collect();
+        for id in ids {
+            let Some(mine) = self.mine.get(&id) else { continue };
+            if mine.phase != Phase::Going {
+                continue;
+            }
+            if replaced(turn, &mine.record) {
+                let (app, slot) = (AppKey::of(&mine.record).to_string(), mine.record.slot);
+                let node = turn.me().to_owned();
+                turn.event(Event::Duplicate { app, slot, node });
+                self.stop(turn, &id);
+            } else if mine.ready
+                && let Some(mine) = self.mine.get_mut(&id)
+            {
+                mine.record.ready = true;
+                self.publish(turn, &id);
+            }
         }
     }
 
@@ -515,7 +568,7 @@ impl Admit {
         });
         let parked = self.parked.iter().map(|p| p.until);
         let daemons = self.daemons.values().map(|(_, at)| *at).filter(|at| *at != 0);
-        phases.chain(parked).chain(daemons).min()
+        phases.chain(parked).chain(daemons).chain(self.fence_at).min()
     }
 
     /// Starts, replaces or stops this node's pod of a daemon app. `turn_is_mine`: the rollout has reached
@@ -560,6 +613,15 @@ impl Admit {
             _ => {}
         }
     }
+}
+
+/// Whether another live node serves the slot of this claim.
+fn replaced(turn: &Turn<'_>, record: &ClaimRecord) -> bool {
+    let serves = |r: &ClaimRecord| {
+        r.slot == record.slot && r.node != record.node && r.ready && r.state == ClaimState::Running
+    };
+    let mut others = turn.view.claims_of(&AppKey::of(record));
+    !record.daemon && others.any(|(_, c)| serves(&c.record) && turn.view.is_live(&c.record))
 }
 
 fn exit_text(code: Option<i32>, signal: Option<i32>, oom: bool, reason: &str) -> String {

@@ -140,6 +140,9 @@ pub enum Input<'a> {
     Recovered,
     /// What this node is and has. Its `drain` is ignored: see [`Input::Drain`].
     SelfRecord(NodeRecord),
+    /// This node was away without ending (a paused machine, a long stall), and others may have taken it for dead: its pods
+    /// are not shown as ready until it has heard the flock, and those that were replaced are stopped.
+    Away,
     /// Take no new pods and have those here moved away, or stop doing so.
     Drain(bool),
     /// [`Sched::next_deadline`](crate::Sched::next_deadline) came.

@@ -8,7 +8,7 @@ use crate::app::{App, Lead, Pending};
 use crate::hash;
 use crate::msg::{self, Free, Message, Refusal};
 use crate::place::{Question, Tally};
-use crate::record::{ClaimRecord, ClaimState};
+use crate::record::{ClaimRecord, ClaimState, STAYS_MS};
 use crate::spec::Spec;
 use crate::turn::{Turn, backoff_ms};
 use crate::view::{Amounts, AppKey};
@@ -88,6 +88,10 @@ pub(crate) fn gather(turn: &Turn<'_>, key: &AppKey, app: &App, lead: &Lead) -> B
         if !turn.view.is_live(r) {
             if let Some(n) = node.filter(|n| n.state == Some(MemberState::Dead)) {
                 slot.wait_until = slot.wait_until.max(n.died_us + replace_us);
+            }
+            if let Some(n) = node.filter(|n| n.stays()) {
+                // Its agent starts anew and its pods run on.
+                slot.wait_until = slot.wait_until.max(n.died_us + STAYS_MS * 1000);
             }
         } else if r.state == ClaimState::Failed {
             slot.failed.push((id.to_owned(), r.node.clone(), r.reason.clone()));

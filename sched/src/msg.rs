@@ -161,6 +161,8 @@ pub enum Refusal {
     Pods,
     /// `unique = "host"` and one is here.
     UniqueHost,
+    /// An operator cordoned it.
+    Cordoned,
 }
 
 impl Refusal {
@@ -179,6 +181,7 @@ impl Refusal {
             Refusal::Memory => "not enough memory",
             Refusal::Pods => "no room for another pod",
             Refusal::UniqueHost => "one of this app is already there",
+            Refusal::Cordoned => "it is cordoned",
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) enum Reject {
     /// Its record has not arrived.
     NoRecord,
     Draining,
+    Cordoned,
     /// Index into `place.require`.
     Require(usize),
     Unique,
@@ -147,6 +148,9 @@ impl Question<'_> {
         let record = node.record.as_ref().ok_or(Reject::NoRecord)?;
         if record.drain {
             return Err(Reject::Draining);
+        }
+        if record.cordoned() {
+            return Err(Reject::Cordoned);
         }
         match self.spec.place.require.iter().position(|e| !e.holds(&record.labels)) {
             Some(at) => Err(Reject::Require(at)),

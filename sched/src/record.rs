@@ -18,6 +18,13 @@ pub const BODY_MAX: usize = 16 * 1024;
 /// Images a node names in its record; the agent keeps the most recently used.
 pub const IMAGES_MAX: usize = 512;
 
+/// [`NodeRecord::wish`]: no new pods; those here stay.
+pub const CORDON: &str = "cordon";
+/// [`NodeRecord::wish`]: no new pods; those here are moved away, also after the agent started anew.
+pub const DRAIN: &str = "drain";
+/// How long pods of a node whose agent left without them are taken for running, milliseconds.
+pub const STAYS_MS: u64 = 60_000;
+
 tagged! {
     /// What a node is and has.
     pub struct NodeRecord("node record", max BODY_MAX) {
@@ -49,6 +56,24 @@ tagged! {
         13 => conditions: Vec<String>,
         /// The agent's version.
         14 => version: String,
+        /// The machine's SMBIOS UUID, or what stands in for it; empty where unknown.
+        15 => uuid: String,
+        /// The kernel's release.
+        16 => kernel: String,
+        /// Where its state lies: `disk` or `memory`; empty where nobody said.
+        17 => state: String,
+        /// Wall clock when the kernel started, milliseconds since 1970.
+        18 => booted_ms: u64,
+        /// What an operator wants of it: empty, [`CORDON`] or [`DRAIN`].
+        19 => wish: String,
+        /// Its agent left, its pods run on: they are not replaced for [`STAYS_MS`].
+        20 => stays: bool,
+        /// Where PID 1 stands, and why: `running`, `degraded: ...`; empty where PID 1 is another's.
+        21 => phase: String,
+        /// Where each label came from.
+        22 => label_from: BTreeMap<String, String>,
+        /// What boot image it runs, as an upgrade named it; empty for another.
+        23 => image: String,
     }
 }
 
@@ -97,6 +122,14 @@ tagged! {
         20 => node: String,
         /// A daemon's pod: named after its node.
         21 => daemon: bool,
+    }
+}
+
+impl NodeRecord {
+    /// It takes no new pods but daemons.
+    #[must_use]
+    pub fn cordoned(&self) -> bool {
+        self.drain || !self.wish.is_empty()
     }
 }
 

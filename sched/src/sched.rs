@@ -29,6 +29,8 @@ const LOCAL_MAX: usize = 10_000;
 const SWEEP_MAX: usize = 256;
 /// While any remain they are looked at this often: the node that should do it may have died, microseconds.
 const SWEEP_US: u64 = 5_000_000;
+/// Pause between two looks at whether a fence may end, microseconds.
+const FENCE_LOOK_US: u64 = 100_000;
 /// A node of which there are records but no membership for this long was forgotten, microseconds.
 const STRAY_US: u64 = 30_000_000;
 
@@ -181,6 +183,10 @@ impl Sched {
                 self.admit.set_drain(&mut turn, drain);
                 self.all_dirty(now_us);
             }
+            Input::Away => {
+                self.admit.away(&mut turn);
+                self.settle_again(now_us);
+            }
             Input::Timer => {}
         }
         self.work(now_us, wall_ms, rng, out);
@@ -195,6 +201,7 @@ impl Sched {
             self.sweep(now_us, out);
         }
         self.hold(now_us, out);
+        self.fence(now_us, wall_ms, rng, out);
         for _ in 0..LOCAL_MAX {
             self.tell(now_us, wall_ms, rng, out);
             if let Some(message) = self.local.pop_front() {
@@ -213,6 +220,21 @@ impl Sched {
             self.contact.want(&mut turn);
         }
         self.due = self.deadline();
+    }
+
+    /// Ends the fence of a node that was away, once it has heard enough of the flock for long enough.
+    fn fence(&mut self, now_us: u64, wall_ms: u64, rng: &mut dyn Rng, out: &mut Vec<Output>) {
+        if !self.admit.fence_due(now_us) {
+            return;
+        }
+        let heard = now_us >= self.joined_us + self.settle_us();
+        if heard && self.contact.is_fresh(now_us, self.live) {
+            let mut turn = turn!(self, now_us, wall_ms, rng, out);
+            self.admit.back(&mut turn);
+        } else {
+            self.want_contact |= !self.contact.is_fresh(now_us, self.live);
+            self.admit.look_again(now_us + FENCE_LOOK_US);
+        }
     }
 
     /// When [`Input::Timer`] is due, microseconds on the clock of `now_us`.

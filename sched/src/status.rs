@@ -61,6 +61,7 @@ pub(crate) fn reject_word(reject: &Reject, spec: &Spec) -> String {
         Reject::Suspect => "suspect".into(),
         Reject::NoRecord => "no node record yet".into(),
         Reject::Draining => "draining".into(),
+        Reject::Cordoned => "cordoned".into(),
         Reject::Require(at) => {
             let expr = spec.place.require.get(*at).map(ToString::to_string).unwrap_or_default();
             format!("require {expr}")

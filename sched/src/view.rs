@@ -113,6 +113,11 @@ impl Node {
         self.record.as_ref().is_some_and(|r| r.drain)
     }
 
+    /// Its agent said that it leaves and its pods stay.
+    pub(crate) fn stays(&self) -> bool {
+        self.state == Some(MemberState::Left) && self.record.as_ref().is_some_and(|r| r.stays)
+    }
+
     pub(crate) fn label(&self, key: &str) -> &str {
         self.record.as_ref().and_then(|r| r.labels.get(key)).map_or("", String::as_str)
     }

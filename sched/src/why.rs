@@ -251,7 +251,9 @@ impl Sched {
                 };
                 format!("max_skew {}; emptiest of them {domain} has {count}", spread.max_skew)
             }
-            Reject::Dead | Reject::Suspect | Reject::Draining if nodes.len() <= 3 => {
+            Reject::Dead | Reject::Suspect | Reject::Draining | Reject::Cordoned
+                if nodes.len() <= 3 =>
+            {
                 nodes.join(", ")
             }
             _ => String::new(),
@@ -318,6 +320,9 @@ impl Sched {
         match best {
             (0, _) if rejected.contains_key(&Reject::Draining) => {
                 "end a drain, or add nodes".into()
+            }
+            (0, _) if rejected.contains_key(&Reject::Cordoned) => {
+                "end a cordon by `quelea uncordon NODE`, or add nodes".into()
             }
             (0, _) => String::new(),
             (1, text) => format!("{text} → 1 node"),

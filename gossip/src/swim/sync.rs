@@ -26,9 +26,11 @@ impl Swim {
             Message::Nack { seq } => self.on_nack(nid, seq),
             Message::PingReq { seq, target } => self.on_ping_req(dest, seq, target, ctx),
             Message::Updates(mut reader) => {
+                self.speaker = Some(nid);
                 while let Some(update) = Update::read(&mut reader) {
                     self.apply(&update, ctx);
                 }
+                self.speaker = None;
             }
             Message::HelloAck(update, _) if update.nid == nid => {
                 self.on_hello_ack(dest, &update, ctx)

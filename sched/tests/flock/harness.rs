@@ -144,6 +144,41 @@ impl Flock {
         }
     }
 
+    /// Stands still; its pods too, but they stay.
+    pub(crate) fn pause(&mut self, name: &str) {
+        let pods = self.nodes[name].pods.clone();
+        self.kill(name);
+        self.nodes.get_mut(name).unwrap().pods = pods;
+    }
+
+    /// Goes on as if nothing had been; the others see it alive again, and it gets what it missed.
+    pub(crate) fn resume(&mut self, name: &str) {
+        self.nodes.get_mut(name).unwrap().up = true;
+        for other in self.up().into_iter().filter(|other| other != name) {
+            let state = MemberState::Alive;
+            self.later(20 * MS, &other, Ev::Member { name: name.into(), state });
+        }
+        for (key, (body, writer)) in self.map.clone() {
+            self.later(300 * MS, name, Ev::Record { key, body: Some(body), writer });
+        }
+    }
+
+    /// Its agent says goodbye; what it runs goes on.
+    pub(crate) fn leave(&mut self, name: &str) {
+        self.nodes.get_mut(name).unwrap().up = false;
+        for other in self.up() {
+            let state = MemberState::Left;
+            self.later(20 * MS, &other, Ev::Member { name: name.into(), state });
+        }
+    }
+
+    /// Pods of an app that a node's records call ready.
+    pub(crate) fn ready_on(&self, name: &str, app: &str) -> u32 {
+        let records = self.map.iter().filter(|(key, _)| key.starts_with(&format!("a/{name}/")));
+        let decoded = records.filter_map(|(_, (body, _))| ClaimRecord::decode(body).ok());
+        decoded.filter(|r| r.app == app && r.ready).count() as u32
+    }
+
     pub(crate) fn up(&self) -> Vec<String> {
         self.nodes.iter().filter(|(_, n)| n.up).map(|(name, _)| name.clone()).collect()
     }

@@ -501,3 +501,94 @@ fn a_newcomer_that_met_nobody_starts_nothing() {
     f.whole("hello", 0);
     assert!(f.why("hello").held.contains("has not met its flock"), "{}", f.why("hello"));
 }
+
+/// A machine that was paused does not know it: its pods are not ready until it has heard what was replaced meanwhile.
+#[test]
+fn a_node_that_was_away_stops_what_was_replaced_before_it_serves_again() {
+    let mut f = Flock::new(3, 3);
+    f.submit(&app("hello", "replicas = 6", ""), false);
+    f.run(2 * S);
+    f.pause("n1");
+    f.run(10 * S);
+    f.whole("hello", 6);
+    let before = f.starts.len();
+    let resumed = f.now;
+    f.resume("n1");
+    f.step("n1", Input::Away);
+    while f.nodes["n1"].pods.values().any(|c| c.spec.app == "hello") {
+        assert_eq!(f.ready_on("n1", "hello"), 0, "none is shown as ready while it is one too many");
+        assert!(f.now < resumed + 2 * S, "the duplicates still run");
+        f.run(10 * MS);
+    }
+    f.run(8 * S);
+    f.whole("hello", 6);
+    assert_eq!(f.starts.len(), before, "nothing is started");
+}
+
+/// Nobody took over: what was ready is ready again, without a restart.
+#[test]
+fn a_node_that_was_away_for_a_moment_goes_on() {
+    let mut f = Flock::new(3, 3);
+    f.submit(&app("hello", "replicas = 6", ""), false);
+    f.run(2 * S);
+    let before = f.starts.len();
+    f.step("n1", Input::Away);
+    f.run(100 * MS);
+    assert_eq!(f.ready_on("n1", "hello"), 0);
+    f.run(4 * S);
+    assert_eq!(f.ready_on("n1", "hello"), 2);
+    f.whole("hello", 6);
+    assert_eq!(f.starts.len(), before);
+}
+
+#[test]
+fn a_cordoned_node_keeps_its_pods_and_gets_none() {
+    let mut f = Flock::new(3, 3);
+    f.submit(&app("hello", "replicas = 3", ""), false);
+    f.run(2 * S);
+    let mut record = f.nodes["n1"].record.clone();
+    record.wish = sched::record::CORDON.into();
+    f.step("n1", Input::SelfRecord(record.clone()));
+    f.run(S);
+    f.submit(&app("hello", "replicas = 9", ""), false);
+    f.run(5 * S);
+    f.whole("hello", 9);
+    assert_eq!(f.on("hello")["n1"].len(), 1, "{:?}", f.on("hello"));
+    record.wish.clear();
+    f.step("n1", Input::SelfRecord(record));
+    f.run(S);
+    f.submit(&app("hello", "replicas = 12", ""), false);
+    f.run(5 * S);
+    assert_eq!(f.on("hello")["n1"].len(), 4, "{:?}", f.on("hello"));
+}
+
+/// An agent that is restarted in order says goodbye and leaves its pods: nobody takes them over meanwhile.
+#[test]
+fn pods_of_an_agent_that_left_without_them_are_not_replaced() {
+    let mut f = Flock::new(3, 3);
+    f.submit(&app("hello", "replicas = 6", ""), false);
+    f.run(2 * S);
+    let before = f.starts.len();
+    let kept = f.nodes["n1"].pods.clone();
+    let adopted: Vec<_> = kept.values().map(|c| (c.id.clone(), c.record.clone())).collect();
+    let mut record = f.nodes["n1"].record.clone();
+    record.stays = true;
+    f.step("n1", Input::SelfRecord(record.clone()));
+    f.run(S);
+    f.leave("n1");
+    f.run(20 * S);
+    assert_eq!(f.starts.len(), before, "they still run");
+    record.stays = false;
+    f.boot("n1", record.clone(), &adopted);
+    f.nodes.get_mut("n1").unwrap().pods = kept;
+    f.run(5 * S);
+    f.whole("hello", 6);
+    assert_eq!(f.starts.len(), before);
+    // One that never comes back is replaced after all.
+    record.stays = true;
+    f.step("n1", Input::SelfRecord(record));
+    f.run(S);
+    f.leave("n1");
+    f.run(sched::record::STAYS_MS * MS + 5 * S);
+    f.whole("hello", 6);
+}

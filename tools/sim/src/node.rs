@@ -252,6 +252,10 @@ impl Node {
                 let input = sched::Input::Message { from: &from, bytes: &payload };
                 self.decide(now_us, wall_ms, input);
             }
+            gossip::Output::Event(Event::HeldDead) => {
+                self.decide(now_us, wall_ms, sched::Input::Away);
+                effects.push(Effect::Gossip("held dead"));
+            }
             gossip::Output::Event(event) => effects.push(Effect::Gossip(match event {
                 Event::Joined { .. } => "joined",
                 Event::Superseded { .. } => "superseded",
