@@ -1,6 +1,6 @@
 //! Resident memory of one node that knows many members and records, as JSON lines.
 //!
-//! `cargo run --release -p gossip --example memory [-- MEMBERS RECORDS BODY_BYTES]`
+//! `cargo run --profile sim -p gossip --example memory [-- MEMBERS RECORDS BODY_BYTES]`
 
 use std::net::SocketAddr;
 
@@ -56,7 +56,7 @@ fn main() {
     gossip.step(1, 1, Input::Timer, &mut rng, &mut Vec::new());
     let used = (resident_bytes() - before) as f64 / f64::from(1 << 20);
     println!(
-        "{{\"bench\":\"gossip\",\"metric\":\"memory_{members}_{records}_{body}\",\"value\":{used:.2},\"unit\":\"MiB\"}}"
+        "{{\"metric\":\"memory_{members}_{records}_{body}\",\"who\":\"quelea\",\"value\":{used:.2},\"unit\":\"MiB\"}}"
     );
     assert_eq!(gossip.range("").count(), records as usize);
 }

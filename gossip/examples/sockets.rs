@@ -1,6 +1,6 @@
 //! The same figures over real sockets: one process per node on 127.0.0.1, as JSON lines.
 //!
-//! `cargo run --release -p gossip --example sockets [-- NODES]`
+//! `cargo run --profile sim -p gossip --example sockets [-- NODES]`
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -187,6 +187,6 @@ fn parent(count: usize) {
 
 fn say(metric: &str, nodes: usize, value: f64, unit: &str) {
     println!(
-        "{{\"bench\":\"gossip\",\"metric\":\"sockets_{metric}_{nodes}\",\"value\":{value:.3},\"unit\":\"{unit}\"}}"
+        "{{\"metric\":\"sockets_{metric}_{nodes}\",\"who\":\"quelea\",\"value\":{value:.3},\"unit\":\"{unit}\"}}"
     );
 }

@@ -50,6 +50,8 @@ pub mod map;
 mod member;
 mod message;
 mod outbox;
+#[doc(hidden)]
+pub mod rig;
 mod swim;
 mod sys;
 mod timers;

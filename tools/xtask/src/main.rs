@@ -1,5 +1,6 @@
 //! `cargo xtask`: what is done from a clone. Nothing here that a user could not type.
 
+mod bench;
 mod demo;
 mod flock;
 mod run;
@@ -42,6 +43,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure one part against its goals and its peers
+    Bench {
+        /// Which: gossip
+        name: String,
+        #[command(flatten)]
+        options: bench::Options,
+    },
     /// Make what a machine boots: kernel, initramfs and iPXE script, in target/image/SET
     Image {
         /// Which modules it has: `qemu`, or `rack` for server NICs and disks
@@ -65,6 +73,7 @@ fn main() -> Result<()> {
         }
         Task::Test { stages, .. } => test::test(&stages),
         Task::Sim { args } => run::sim(&args.iter().map(String::as_str).collect::<Vec<_>>()),
+        Task::Bench { name, options } => bench::bench(&name, &options),
         Task::Image { set } => run::image(&set),
         Task::Qemu { args } => run::qemu(&args),
     }

@@ -1,0 +1,143 @@
+//! Membership and map on virtual time, next to foca 2.0.0 and chitchat 0.11.2 on the same network.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use super::{Better, Figure, Options, Report};
+use crate::run;
+
+/// What each figure has to be: by the beginning of its name, the first that fits.
+const GOALS: &[(&str, f64)] = &[
+    ("crash_known_by_all_200", 3.0),
+    ("crash_known_by_all_1000", 4.0),
+    ("crash_known_by_all_50", 3.0),
+    ("crash_false_deaths", 0.0),
+    ("false_deaths_5pct", 0.0),
+    ("false_deaths_10pct", 0.0),
+    ("false_deaths_20pct", 5.0),
+    ("stall_8s_healthy_deaths", 0.0),
+    ("stall_16s_healthy_deaths", 0.0),
+    // Each stalled node is declared dead once, and everybody else hears of it once: 8 and 8 x 127.
+    ("stall_16s_declared", 8.0),
+    ("stall_16s_notices", 1016.0),
+    ("join_all_at_once_50", 2.0),
+    ("join_all_at_once_200", 2.0),
+    ("join_all_at_once_1000", 5.0),
+    ("idle_50", 500.0),
+    ("idle_200", 500.0),
+    ("idle_1000", 600.0),
+    ("update_everywhere_50", 0.8),
+    ("update_everywhere_200", 0.8),
+    ("update_everywhere_1000", 1.2),
+    ("update_map_only_10000", 2.0),
+    ("heal_one_view", 5.0),
+    ("heal_equal_roots", 5.0),
+    ("heal_records_lost", 0.0),
+    ("one_way_deaths", 0.0),
+    ("memory_1000_10000", 24.0),
+];
+
+/// A line of `figures`.
+#[derive(Deserialize)]
+struct Line {
+    metric: String,
+    who: String,
+    value: Option<f64>,
+    unit: String,
+}
+
+/// All values of one metric.
+#[derive(Default)]
+struct Values {
+    ours: Vec<Option<f64>>,
+    peers: BTreeMap<String, Vec<Option<f64>>>,
+    unit: String,
+}
+
+/// Runs the figures and the memory example. Of several seeds the worst counts, ours and the peers'.
+pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let mut args = vec![];
+    if options.quick {
+        args.push("--quick");
+    }
+    if let Some(only) = &options.only {
+        args.extend(["--only", only.as_str()]);
+    }
+    let mut order = Vec::new();
+    let mut all: BTreeMap<String, Values> = BTreeMap::new();
+    for example in ["figures", "memory"] {
+        let args = if example == "figures" { args.as_slice() } else { &[] };
+        for line in lines(example, args)? {
+            if !all.contains_key(&line.metric) {
+                order.push(line.metric.clone());
+            }
+            let values = all.entry(line.metric).or_default();
+            values.unit = line.unit;
+            match line.who.as_str() {
+                "quelea" => values.ours.push(line.value),
+                _ => values.peers.entry(line.who).or_default().push(line.value),
+            }
+        }
+    }
+    for metric in order {
+        let Some(values) = all.get(&metric) else { continue };
+        let rate = metric.contains("per_second") || metric.starts_with("sim_speed");
+        let better = if rate { Better::Higher } else { Better::Lower };
+        let ours = worst(&values.ours, better);
+        let mut figure = Figure::new("gossip", &metric, ours, &values.unit, better);
+        if let Some((_, goal)) = GOALS.iter().find(|(name, _)| metric.starts_with(name)) {
+            figure = figure.goal(*goal);
+        }
+        for (name, values) in &values.peers {
+            figure = figure.peer(name, worst(values, better));
+        }
+        report.add(figure)?;
+    }
+    Ok(())
+}
+
+/// The worst; what never came is worse than all.
+fn worst(values: &[Option<f64>], better: Better) -> Option<f64> {
+    let all: Option<Vec<f64>> = values.iter().copied().collect();
+    all?.into_iter().reduce(if better == Better::Lower { f64::max } else { f64::min })
+}
+
+fn lines(example: &str, args: &[&str]) -> Result<Vec<Line>> {
+    let mut command =
+        run::cargo(&["run", "--profile", "sim", "--quiet", "--locked", "-p", "gossip"]);
+    command.args(["--example", example, "--"]).args(args);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let stdout = child.stdout.take().context("the output is piped")?;
+    let mut lines = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        lines.push(serde_json::from_str(&line).with_context(|| format!("{example}: {line}"))?);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_seed_counts_and_never_is_worse_than_all() {
+        let values = [Some(1.0), Some(3.0), Some(2.0)];
+        assert_eq!(worst(&values, Better::Lower), Some(3.0));
+        assert_eq!(worst(&values, Better::Higher), Some(1.0));
+        assert_eq!(worst(&[Some(1.0), None], Better::Lower), None);
+        assert_eq!(worst(&[], Better::Higher), None);
+    }
+}
