@@ -1,6 +1,7 @@
 //! Machines and the network between them, made from one description.
 
 use crate::{
+    disk::Disk,
     env::Env,
     fabric::{Dhcp, Fabric, Grant},
     pace,
@@ -16,6 +17,21 @@ use std::{
 /// Files for `/etc/quelea` of one machine.
 pub type Files = Vec<(String, Vec<u8>)>;
 
+/// What is special about one machine.
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    /// Memory, where it is not that of the others.
+    pub memory_mib: Option<u32>,
+    /// Its own kernel arguments, after those of all.
+    pub args: String,
+    /// Its own QEMU arguments, after those of all.
+    pub qemu: Vec<String>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Another system UUID than [`vm::uuid`].
+    pub uuid: Option<String>,
+}
+
 /// Describes a cluster.
 #[derive(Debug)]
 pub struct Builder<'e> {
@@ -29,6 +45,8 @@ pub struct Builder<'e> {
     args: String,
     qemu: Vec<String>,
     files: Vec<Files>,
+    reboots: bool,
+    machines: Vec<Machine>,
 }
 
 /// A running cluster. Dropping it switches everything off.
@@ -69,6 +87,8 @@ impl Cluster {
             args: String::new(),
             qemu: Vec::new(),
             files: Vec::new(),
+            reboots: false,
+            machines: Vec::new(),
         }
     }
 }
@@ -94,6 +114,23 @@ impl Builder<'_> {
         self.agent = true;
         self.files = files;
         self
+    }
+
+    /// Puts a file into `/etc/quelea` of one machine, in place of one of that name.
+    #[must_use]
+    pub fn file(mut self, machine: usize, name: &str, bytes: &[u8]) -> Self {
+        if let Some(files) = self.files.get_mut(machine) {
+            files.retain(|(known, _)| known != name);
+            files.push((name.into(), bytes.into()));
+        }
+        self
+    }
+
+    /// A file of one machine's `/etc/quelea`, as text.
+    #[must_use]
+    pub fn text_of(&self, machine: usize, name: &str) -> String {
+        let file = self.files.get(machine).and_then(|files| files.iter().find(|f| f.0 == name));
+        file.map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
     }
 
     /// No DHCP server in the switch: each machine is told its address on the command line.
@@ -122,6 +159,34 @@ impl Builder<'_> {
     pub fn qemu(mut self, args: &[&str]) -> Self {
         self.qemu = args.iter().map(|s| (*s).to_owned()).collect();
         self
+    }
+
+    /// A reset (reboot, watchdog) boots the same kernel again, as firmware does. Otherwise it ends QEMU.
+    #[must_use]
+    pub fn reboots(mut self) -> Self {
+        self.reboots = true;
+        self
+    }
+
+    /// A watchdog that resets the machine when nobody pets it.
+    #[must_use]
+    pub fn watchdog(mut self) -> Self {
+        self.qemu.extend(["-device", "i6300esb", "-action", "watchdog=reset"].map(str::to_owned));
+        self
+    }
+
+    /// Says what is special about each machine, by its number. After [`Builder::nodes`].
+    #[must_use]
+    pub fn each(mut self, change: impl Fn(usize, &mut Machine)) -> Self {
+        self.machines.resize(self.nodes, Machine::default());
+        self.machines.iter_mut().enumerate().for_each(|(n, machine)| change(n, machine));
+        self
+    }
+
+    /// One disk for every machine.
+    #[must_use]
+    pub fn disk(self, disk: &Disk) -> Self {
+        self.each(|_, machine| machine.disks.push(disk.clone()))
     }
 
     /// Switches everything on.
@@ -157,18 +222,24 @@ impl Builder<'_> {
         } else {
             format!("quelea.ip={}/24,gw=10.77.0.1 quelea.hostname={}", address(index), name(index))
         };
+        let own = self.machines.get(index).cloned().unwrap_or_default();
+        let make = |(n, disk): (usize, Disk)| disk.make(dir, index, n);
+        let args = format!("{} {}", self.args, own.args);
         Ok(Plan {
             index,
             kernel: if self.product { env.vmlinuz.clone() } else { env.vmlinux.clone() },
             initrds,
-            memory_mib: self.memory_mib,
+            memory_mib: own.memory_mib.unwrap_or(self.memory_mib),
             args: if self.product {
-                format!("{ip} {}", self.args)
+                format!("{ip} {args}")
             } else {
-                format!("rdinit=/{} {ip} {}", crate::env::GUEST, self.args)
+                format!("rdinit=/{} {ip} {args}", crate::env::GUEST)
             },
             dir: dir.to_owned(),
-            qemu: self.qemu.clone(),
+            uuid: own.uuid.unwrap_or_else(|| vm::uuid(index)),
+            disks: own.disks.into_iter().enumerate().map(make).collect::<Result<_>>()?,
+            reboots: self.reboots,
+            qemu: self.qemu.iter().chain(&own.qemu).cloned().collect(),
         })
     }
 
@@ -204,14 +275,21 @@ impl Cluster {
         Ok(times)
     }
 
+    /// Switches a machine on that is off. Its disks hold what they held.
+    ///
+    /// # Errors
+    /// As [`Vm::start`].
+    pub fn power_on(&mut self, index: usize) -> Result<()> {
+        self.vms[index] = Vm::start(self.vms[index].plan().clone())?;
+        Ok(())
+    }
+
     /// A power cut of one machine, and on again.
     ///
     /// # Errors
     /// As [`Vm::start`].
     pub fn power_cycle(&mut self, index: usize) -> Result<()> {
-        let plan = self.vms[index].plan().clone();
         self.vms[index].kill()?;
-        self.vms[index] = Vm::start(plan)?;
-        Ok(())
+        self.power_on(index)
     }
 }

@@ -14,6 +14,7 @@
 
 pub mod cluster;
 pub mod ctl;
+pub mod disk;
 pub mod env;
 pub mod fabric;
 pub mod figures;
@@ -23,5 +24,6 @@ pub mod scenario;
 pub mod vm;
 pub mod wire;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Machine};
+pub use disk::Disk;
 pub use env::{Env, Options};

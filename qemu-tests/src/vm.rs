@@ -1,6 +1,6 @@
 //! One machine: a QEMU process, its serial line with the time of every line, its monitor and its control channel.
 
-use crate::{ctl::Ctl, fabric, pace, qmp::Qmp};
+use crate::{ctl::Ctl, disk::Disk, fabric, pace, qmp::Qmp};
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -34,8 +34,20 @@ pub struct Plan {
     pub args: String,
     /// Sockets and logs go here.
     pub dir: PathBuf,
-    /// Further QEMU arguments: disks, another clock.
+    /// SMBIOS system UUID.
+    pub uuid: String,
+    /// Made by [`crate::cluster`]; they keep what is written over power cycles.
+    pub disks: Vec<Disk>,
+    /// A reset boots the same kernel again; otherwise it ends QEMU.
+    pub reboots: bool,
+    /// Further QEMU arguments: another clock, a watchdog.
     pub qemu: Vec<String>,
+}
+
+/// The system UUID of machine `n`, unless told otherwise.
+#[must_use]
+pub fn uuid(n: usize) -> String {
+    format!("00000000-0000-4000-8000-{:012x}", n + 1)
 }
 
 type Lines = Arc<Mutex<Vec<(Duration, String)>>>;
@@ -76,9 +88,10 @@ impl Vm {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg,tb-size=64", "-M", "q35", "-cpu", "max", "-nodefaults"])
-            .args(["-no-user-config", "-display", "none", "-no-reboot"])
+            .args(["-no-user-config", "-display", "none"])
+            .args(if plan.reboots { &[][..] } else { &["-no-reboot"] })
             .args(["-m", &plan.memory_mib.to_string(), "-serial", "stdio"])
-            .args(["-uuid", &format!("00000000-0000-4000-8000-{:012x}", n + 1)])
+            .args(["-uuid", &plan.uuid])
             .arg("-kernel")
             .arg(&plan.kernel)
             .arg("-initrd")
@@ -100,6 +113,7 @@ impl Vm {
             ])
             .args(["-device", "virtserialport,chardev=c0,name=ctl"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp").display())])
+            .args(plan.disks.iter().enumerate().flat_map(|(n, disk)| disk.arguments(n)))
             .args(&plan.qemu)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -147,16 +161,35 @@ impl Vm {
     /// # Errors
     /// When it does not come, or QEMU ends; with the last lines.
     pub fn line(&mut self, text: &str, timeout: Duration) -> Result<(Duration, String)> {
+        self.line_after(0, text, timeout)
+    }
+
+    /// How many serial lines there are, for [`Vm::line_after`].
+    #[must_use]
+    pub fn mark(&self) -> usize {
+        self.lines().len()
+    }
+
+    /// As [`Vm::line`], of the lines since `mark`.
+    ///
+    /// # Errors
+    /// As [`Vm::line`].
+    pub fn line_after(
+        &mut self,
+        mark: usize,
+        text: &str,
+        timeout: Duration,
+    ) -> Result<(Duration, String)> {
         let start = Instant::now();
         let timeout = timeout.mul_f64(pace::stretch());
         loop {
-            if let Some(found) = self.lines().iter().find(|(_, line)| line.contains(text)) {
-                return Ok(found.clone());
+            if let Some(found) = self.find_after(mark, text) {
+                return Ok(found);
             }
             let ended = self.child.try_wait()?;
             // One more look: the last words may have come between the two.
-            if let Some(found) = self.lines().iter().find(|(_, line)| line.contains(text)) {
-                return Ok(found.clone());
+            if let Some(found) = self.find_after(mark, text) {
+                return Ok(found);
             }
             if ended.is_some() || start.elapsed() > timeout {
                 let why = if ended.is_some() { "QEMU ended" } else { "timed out" };
@@ -168,6 +201,17 @@ impl Vm {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    fn find_after(&self, mark: usize, text: &str) -> Option<(Duration, String)> {
+        let lines = self.lines();
+        lines.get(mark..)?.iter().find(|(_, line)| line.contains(text)).cloned()
+    }
+
+    /// Whether a line with `text` has come.
+    #[must_use]
+    pub fn said(&self, text: &str) -> bool {
+        self.find_after(0, text).is_some()
     }
 
     /// All serial lines so far.
@@ -214,16 +258,6 @@ impl Vm {
         Ok(())
     }
 
-    /// A power cut, and the same machine on again.
-    ///
-    /// # Errors
-    /// As [`Vm::start`].
-    pub fn power_cycle(self) -> Result<Self> {
-        let plan = self.plan.clone();
-        drop(self);
-        Self::start(plan)
-    }
-
     /// Stops the QEMU process: the guest's clock jumps when it goes on.
     ///
     /// # Errors
@@ -241,6 +275,22 @@ impl Vm {
     pub fn freeze(&self, stop: bool) -> Result<()> {
         self.qmp()?.command(if stop { "stop" } else { "cont" }, serde_json::json!({}))?;
         Ok(())
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// When QMP refuses.
+    pub fn power_button(&self) -> Result<()> {
+        self.qmp()?.command("system_powerdown", serde_json::json!({})).map(drop)
+    }
+
+    /// Plugs the network cable in or pulls it.
+    ///
+    /// # Errors
+    /// When QMP refuses.
+    pub fn link(&self, up: bool) -> Result<()> {
+        self.qmp()?.command("set_link", serde_json::json!({"name": "n0", "up": up})).map(drop)
     }
 
     /// Waits until QEMU ends by itself (power off, or reboot under `-no-reboot`).

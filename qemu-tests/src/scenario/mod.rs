@@ -2,6 +2,8 @@
 
 mod boot;
 mod flock;
+mod limits;
+mod operator;
 
 use crate::{Cluster, Env, figures::Figure, vm::remove_dir};
 use anyhow::Result;
@@ -94,7 +96,7 @@ pub const ALL: &[Scenario] = &[
         name: "runs_app_with_real_limits",
         about: "an app runs; memory, CPU and process limits of cgroup v2 hold inside it",
         smoke: true,
-        run: flock::runs_app_with_real_limits,
+        run: limits::runs_app_with_real_limits,
     },
     Scenario {
         name: "kill9_reschedules_and_rejoins",
