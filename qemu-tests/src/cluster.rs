@@ -8,6 +8,7 @@ use crate::{
     vm::{self, Plan, Vm},
 };
 use anyhow::{Context as _, Result};
+use images::cpio::Archive;
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -45,6 +46,7 @@ pub struct Builder<'e> {
     args: String,
     qemu: Vec<String>,
     files: Vec<Files>,
+    extra: Option<Archive>,
     reboots: bool,
     machines: Vec<Machine>,
 }
@@ -87,6 +89,7 @@ impl Cluster {
             args: String::new(),
             qemu: Vec::new(),
             files: Vec::new(),
+            extra: None,
             reboots: false,
             machines: Vec::new(),
         }
@@ -161,6 +164,13 @@ impl Builder<'_> {
         self
     }
 
+    /// Further files of every machine's root.
+    #[must_use]
+    pub fn extra(mut self, files: Archive) -> Self {
+        self.extra = Some(files);
+        self
+    }
+
     /// A reset (reboot, watchdog) boots the same kernel again, as firmware does. Otherwise it ends QEMU.
     #[must_use]
     pub fn reboots(mut self) -> Self {
@@ -214,6 +224,7 @@ impl Builder<'_> {
             &env.bare
         };
         let mut initrds = vec![base.clone()];
+        initrds.extend(self.extra.as_ref().map(Archive::to_bytes));
         if let Some(files) = self.files.get(index) {
             initrds.push(images::node_archive(files)?.to_bytes());
         }

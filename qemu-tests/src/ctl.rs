@@ -12,6 +12,9 @@ use std::{
     time::Duration,
 };
 
+/// An answer that takes longer does not come.
+const ANSWER: Duration = Duration::from_secs(120);
+
 /// A connection to the helper in one guest.
 #[derive(Debug)]
 pub struct Ctl {
@@ -31,7 +34,7 @@ impl Ctl {
             stream.set_read_timeout(Some(Duration::from_secs(3)))?;
             let mut ctl = Self { stream: BufReader::new(stream), next: 0 };
             ctl.ask(Op::Ping)?;
-            ctl.stream.get_mut().set_read_timeout(Some(Duration::from_secs(120)))?;
+            ctl.stream.get_mut().set_read_timeout(Some(ANSWER))?;
             Ok(ctl)
         })
     }
@@ -80,8 +83,21 @@ impl Ctl {
     /// # Errors
     /// When it cannot be run.
     pub fn exec(&mut self, argv: &[&str]) -> Result<Answer> {
+        self.exec_for(argv, 60_000)
+    }
+
+    /// As [`Ctl::exec`]; it is killed after that many milliseconds of an idle machine.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn exec_for(&mut self, argv: &[&str], timeout_ms: u64) -> Result<Answer> {
+        let timeout = Duration::from_millis(timeout_ms).mul_f64(pace::stretch());
+        let timeout_ms = u64::try_from(timeout.as_millis())?;
+        self.stream.get_mut().set_read_timeout(Some(timeout + Duration::from_secs(20)))?;
         let argv = argv.iter().map(|s| (*s).to_owned()).collect();
-        self.ask(Op::Exec { argv, timeout_ms: 100_000 })
+        let answer = self.ask(Op::Exec { argv, timeout_ms });
+        self.stream.get_mut().set_read_timeout(Some(ANSWER))?;
+        answer
     }
 
     /// The text of a file in the guest.
@@ -98,6 +114,23 @@ impl Ctl {
     /// When it cannot be listed.
     pub fn list(&mut self, path: &str) -> Result<Vec<String>> {
         Ok(self.ask(Op::List { path: path.into() })?.out.lines().map(str::to_owned).collect())
+    }
+
+    /// PIDs of the processes in the guest whose command line starts so.
+    ///
+    /// # Errors
+    /// When the channel breaks.
+    pub fn find(&mut self, starts: &str) -> Result<Vec<i32>> {
+        let out = self.ask(Op::Find { starts: starts.into() })?.out;
+        Ok(out.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Writes a file in the guest.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&mut self, path: &str, text: &str) -> Result<()> {
+        self.ask(Op::Write { path: path.into(), text: text.into() }).map(drop)
     }
 
     /// Sends a signal inside the guest.

@@ -22,6 +22,7 @@ usage: qemu-tests [NAME...] [--smoke] [--list] [options]
   --profile NAME  cargo profile of what is built (default release)
   --cache DIR     where kernel packages are kept (default: beside cargo's output)
   --seed N        seed of the fabric's losses
+  --json          figures alone on stdout; the rest on stderr
   --keep          keep the directory of tests that pass, too
 ";
 
@@ -29,6 +30,7 @@ struct Asked {
     names: Vec<String>,
     smoke: bool,
     list: bool,
+    json: bool,
     options: Options,
 }
 
@@ -48,6 +50,7 @@ fn parse() -> Result<Option<Asked>> {
         names: Vec::new(),
         smoke: false,
         list: false,
+        json: false,
         options: Options { seed: 1, ..Options::default() },
     };
     let mut parser = lexopt::Parser::from_env();
@@ -56,6 +59,7 @@ fn parse() -> Result<Option<Asked>> {
             Value(name) => asked.names.push(name.string()?),
             Long("smoke") => asked.smoke = true,
             Long("list") => asked.list = true,
+            Long("json") => asked.json = true,
             Long("keep") => asked.options.keep = true,
             Long("quelead") => asked.options.quelead = Some(parser.value()?.into()),
             Long("quelea") => asked.options.quelea = Some(parser.value()?.into()),
@@ -92,7 +96,7 @@ fn run() -> Result<bool> {
     let chosen = chosen(&asked)?;
     if asked.list {
         for s in chosen {
-            println!("{:<28} {}{}", s.name, s.about, if s.smoke { " [smoke]" } else { "" });
+            println!("{:<36} {}{}", s.name, s.about, if s.smoke { " [smoke]" } else { "" });
         }
         return Ok(true);
     }
@@ -106,33 +110,45 @@ fn run() -> Result<bool> {
     }
     pace::probe();
     let env = Env::prepare(&asked.options)?;
+    let say = |line: &str| if asked.json { eprintln!("{line}") } else { println!("{line}") };
+    let begun = Instant::now();
+    let mut table = Vec::new();
     for s in chosen {
         let start = Instant::now();
         let outcome = (s.run)(&env, s.name);
         let took = start.elapsed().as_secs_f64();
-        match outcome {
+        let word = match outcome {
             Ok(Outcome::Passed(figures)) => {
-                println!("ok   {} ({took:.1} s)", s.name);
+                say(&format!("ok   {} ({took:.1} s)", s.name));
                 figures.iter().for_each(|figure| println!("{}", figure.line()));
                 passed += 1;
+                "passed"
             }
             Ok(Outcome::Skipped(why)) => {
-                println!("SKIP {}: {why}", s.name);
+                say(&format!("SKIP {}: {why}", s.name));
                 skipped += 1;
+                "skipped"
             }
             Err(why) => {
-                println!("FAIL {} ({took:.1} s): {why:#}", s.name);
-                let dir = vm::test_path(s.name);
-                println!(
-                    "     seed {}, pace {:.1}; serial logs and capture in {}",
-                    env.seed,
-                    pace::stretch(),
+                say(&format!("FAIL {} ({took:.1} s): {why:#}", s.name));
+                let (seed, pace, dir) = (env.seed, pace::stretch(), vm::test_path(s.name));
+                say(&format!(
+                    "     seed {seed}, pace {pace:.1}; serial logs and capture in {}",
                     dir.display()
-                );
+                ));
                 failed += 1;
+                "FAILED"
             }
-        }
+        };
+        table.push(format!("  {:<36} {word:<8} {took:7.1} s", s.name));
     }
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    if table.len() > 1 {
+        say(&format!("\n{}", table.join("\n")));
+    }
+    let took = begun.elapsed().as_secs_f64();
+    say(&format!(
+        "{passed} passed, {failed} failed, {skipped} skipped in {took:.0} s (pace {:.1})",
+        pace::stretch()
+    ));
     Ok(failed == 0)
 }

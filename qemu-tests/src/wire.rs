@@ -37,6 +37,11 @@ pub enum Op {
         /// Its path.
         path: String,
     },
+    /// PIDs of processes whose command line (words with spaces between) starts so, one a line.
+    Find {
+        /// How it starts.
+        starts: String,
+    },
     /// Replace a file.
     Write {
         /// Its path.

@@ -1,10 +1,12 @@
-//! The helper inside a test machine, under three names.
+//! The helper inside a test machine, under several names.
 //!
 //! - as PID 1 (`rdinit=/usr/lib/quelea-guest`): starts itself as `ctl`, then becomes the real `/init`.
 //! - `ctl`: answers the host on the virtio serial port named `ctl`.
 //! - as `/init` itself, where a test wants the machine half alone: boots it and reaps; where there are a quelead and
 //!   a node configuration it keeps the agent running.
+//! - as `ip`: all of ip(8) that test programs of other crates call, which is `ip link set lo up`.
 //! - `eat MIB`, `fork N`, `spin`: what a badly behaved workload does, for tests of limits.
+//! - `term MS`: what a well behaved one does: at SIGTERM it takes its time and ends with 0.
 
 #[path = "../wire.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -36,10 +38,12 @@ fn main() -> ExitCode {
     }
     match (name, args.get(1).and_then(|a| a.to_str()), std::process::id()) {
         (Some("init"), _, 1) => bare(),
+        (Some("ip"), _, _) => lo_up(),
         (_, Some("ctl"), _) => ctl(),
         (_, Some("copy"), _) => copy(args.get(2)),
         (_, Some("eat"), _) => eat(number(args.get(2))),
         (_, Some("fork"), _) => fork(number(args.get(2))),
+        (_, Some("term"), _) => term(number(args.get(2))),
         (_, Some("spin"), _) => loop {
             std::hint::black_box(number(None));
         },
@@ -68,6 +72,20 @@ fn copy(dir: Option<&OsString>) -> ExitCode {
     if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Brings the loopback device of this network namespace up: rtnetlink(7), RTM_NEWLINK of index 1.
+fn lo_up() -> ExitCode {
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socket_with};
+    let mut message = [0u8; 32];
+    // Length; type and flags (request); after pid, family and type: index, flags and change (IFF_UP).
+    for (at, word) in [(0, 32u32), (4, 16 | 1 << 16), (20, 1), (24, 1), (28, 1)] {
+        message[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+    let kind = (AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC);
+    let socket = socket_with(kind.0, kind.1, kind.2, None);
+    let sent = socket.and_then(|socket| send(&socket, &message, SendFlags::empty()));
+    if sent.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn number(arg: Option<&OsString>) -> usize {
     arg.and_then(|a| a.to_str()?.parse().ok()).unwrap_or(0)
 }
@@ -81,6 +99,21 @@ fn eat(mib: usize) -> ExitCode {
     }
     std::thread::sleep(Duration::from_secs(3600));
     drop(kept);
+    ExitCode::SUCCESS
+}
+
+/// Waits for SIGTERM, needs that long to put its things in order, and ends.
+fn term(ms: usize) -> ExitCode {
+    if let Err(why) = sys::on_sigterm() {
+        eprintln!("SIGTERM: {why}");
+        return ExitCode::FAILURE;
+    }
+    println!("waiting");
+    while !sys::told_to_end() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(ms as u64));
+    println!("ended in order");
     ExitCode::SUCCESS
 }
 
@@ -209,6 +242,7 @@ fn run(op: Op) -> std::io::Result<Answer> {
             names.sort();
             text(names.join("\n"))
         }
+        Op::Find { starts } => text(find(&starts)),
         Op::Write { path, text: bytes } => {
             std::fs::write(path, bytes).and_then(|()| text(String::new()))
         }
@@ -228,6 +262,24 @@ fn run(op: Op) -> std::io::Result<Answer> {
             text(String::from_utf8_lossy(&bytes).into_owned())
         }
     }
+}
+
+/// PIDs by command line, one a line.
+fn find(starts: &str) -> String {
+    let mut found = String::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if !pid.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line: Vec<u8> = line.iter().map(|b| if *b == 0 { b' ' } else { *b }).collect();
+        if line.starts_with(starts.as_bytes()) {
+            found += &pid;
+            found.push('\n');
+        }
+    }
+    found
 }
 
 fn exec(argv: &[String], timeout: Duration) -> std::io::Result<Answer> {
@@ -268,4 +320,29 @@ fn exec(argv: &[String], timeout: Duration) -> std::io::Result<Answer> {
         err: err.join().unwrap_or_default(),
         ..Answer::default()
     })
+}
+
+/// The one call that no crate here wraps.
+mod sys {
+    #![allow(unsafe_code)]
+
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static TOLD: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn note(_: libc::c_int) {
+        TOLD.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes SIGTERM from now on.
+    pub(super) fn on_sigterm() -> std::io::Result<()> {
+        let handler = note as extern "C" fn(libc::c_int);
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+        let old = unsafe { libc::signal(libc::SIGTERM, handler as libc::sighandler_t) };
+        if old == libc::SIG_ERR { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    pub(super) fn told_to_end() -> bool {
+        TOLD.load(Ordering::Relaxed)
+    }
 }

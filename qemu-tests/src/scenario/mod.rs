@@ -1,9 +1,11 @@
 //! The scenarios, by name.
 
 mod boot;
+mod fence;
 mod flock;
 mod limits;
 mod operator;
+mod suites;
 
 use crate::{Cluster, Env, figures::Figure, vm::remove_dir};
 use anyhow::Result;
@@ -103,6 +105,30 @@ pub const ALL: &[Scenario] = &[
         about: "a machine loses power: its replicas start elsewhere; it comes back and joins",
         smoke: true,
         run: flock::kill9_reschedules_and_rejoins,
+    },
+    Scenario {
+        name: "frozen_then_resumed_node_fenced",
+        about: "a machine whose CPUs stood still for 30 s stops what was replaced; its clock stood still, too",
+        smoke: false,
+        run: fence::frozen_then_resumed_node_fenced,
+    },
+    Scenario {
+        name: "stopped_then_resumed_node_fenced",
+        about: "the same of a machine whose clock jumps when it goes on",
+        smoke: false,
+        run: fence::stopped_then_resumed_node_fenced,
+    },
+    Scenario {
+        name: "small_guest_runs_three_pods",
+        about: "128 MiB of memory: three pods run; what PID 1 and the agent take",
+        smoke: false,
+        run: limits::small_guest_runs_three_pods,
+    },
+    Scenario {
+        name: "escape_suite_real_cgroups",
+        about: "initd's own tests of ways out of a container and of leaks, inside a guest with all of cgroup v2",
+        smoke: false,
+        run: suites::escape_suite_real_cgroups,
     },
 ];
 

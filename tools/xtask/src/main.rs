@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod flock;
+mod qemu;
 mod run;
 mod test;
 
@@ -56,11 +57,8 @@ enum Task {
         #[arg(long, default_value = "rack", value_parser = ["qemu", "rack"])]
         set: String,
     },
-    /// Run the tests on QEMU machines; arguments are passed on
-    Qemu {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<String>,
-    },
+    /// Run the tests on QEMU machines, each with a kernel of its own
+    Qemu(qemu::Asked),
 }
 
 fn main() -> Result<()> {
@@ -75,6 +73,6 @@ fn main() -> Result<()> {
         Task::Sim { args } => run::sim(&args.iter().map(String::as_str).collect::<Vec<_>>()),
         Task::Bench { name, options } => bench::bench(&name, &options),
         Task::Image { set } => run::image(&set),
-        Task::Qemu { args } => run::qemu(&args),
+        Task::Qemu(asked) => qemu::qemu(&asked),
     }
 }

@@ -92,20 +92,6 @@ pub(crate) fn build() -> Result<Built> {
     Ok(Built { dir: dir.to_owned() })
 }
 
-/// What the machines of the QEMU tests need, by Debian package.
-pub(crate) const QEMU: &[(&str, &str)] =
-    &[("qemu-system-x86_64", "qemu-system-x86"), ("dpkg-deb", "dpkg")];
-
-/// Runs the tests on QEMU machines with the release binaries.
-pub(crate) fn qemu(args: &[String]) -> Result<()> {
-    let built = build()?;
-    let mut command = cargo(&["run", "--quiet", "--locked", "-p", "qemu-tests", "--"]);
-    for name in ["quelead", "quelea", "hello"] {
-        command.arg(format!("--{name}")).arg(built.dir.join(name));
-    }
-    check(command.args(args))
-}
-
 /// Makes a boot image with the release `quelead`.
 pub(crate) fn image(set: &str) -> Result<()> {
     let built = build()?;

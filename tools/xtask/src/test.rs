@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::run;
+use crate::{qemu, run};
 
 struct Stage {
     name: &'static str,
@@ -114,8 +114,7 @@ fn sim() -> Result<Outcome> {
 }
 
 fn qemu() -> Result<Outcome> {
-    run::install(run::QEMU)?;
-    run::qemu(&["--smoke".into()]).map(|()| Outcome::Passed)
+    qemu::smoke().map(|()| Outcome::Passed)
 }
 
 fn demo() -> Result<Outcome> {
