@@ -568,6 +568,7 @@ impl Node {
             v6_prefix: self.ipam.prefix6().to_string(),
             conditions: self.conditions.iter().cloned().collect(),
             version: env!("CARGO_PKG_VERSION").into(),
+            ..NodeRecord::default()
         };
         if self.published.as_ref() != Some(&record) {
             self.published = Some(record.clone());
