@@ -67,6 +67,18 @@ pub enum Error {
         /// What is wrong.
         what: &'static str,
     },
+    /// An EFI program that cannot take further sections.
+    Pe {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A boot directory that is not one, or is damaged.
+    BootDir {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     /// A bzImage that cannot be turned into a vmlinux.
     BzImage {
         /// What is wrong.
@@ -102,6 +114,13 @@ impl fmt::Display for Error {
                 write!(f, "image is incomplete: {module} needs {needs}")
             }
             Self::Cpio { path, what } => write!(f, "cpio entry {path}: {what}"),
+            Self::Pe { what } => write!(f, "unified kernel image: {what}"),
+            Self::BootDir { path, what } => write!(
+                f,
+                "{}: {what}; make a boot directory with `quelea boot build --out {}`",
+                path.display(),
+                path.display()
+            ),
             Self::BzImage { what } => write!(f, "bzImage: {what}"),
         }
     }

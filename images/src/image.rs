@@ -2,24 +2,21 @@
 
 use crate::{
     Error, Result,
+    bootdir::hex,
     cpio::Archive,
+    ipxe,
     kernel::Kernel,
     modules::{Closure, Tree},
     set::{ALWAYS, Set},
     vmlinux,
 };
 use sha2::{Digest, Sha256};
-use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 /// Where the node binary lives in the image; `/init` and the personalities point at it.
 pub const QUELEAD: &str = "usr/bin/quelead";
 /// Names under which PID 1, the kernel and operators call the node binary.
 pub const PERSONALITIES: [&str; 4] = ["init", "sbin/modprobe", "sbin/poweroff", "sbin/reboot"];
-/// Most files in a node's archive. More are refused: it is configuration, not a file store.
-pub const NODE_FILES_MAX: usize = 256;
 
 /// A file that goes into an image besides quelead and the modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +150,7 @@ impl Initramfs {
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let bytes = self.to_bytes()?;
         let bz = std::fs::read(&kernel.vmlinuz).map_err(Error::io("read", &kernel.vmlinuz))?;
+        let set_cmdline = self.set.cmdline();
         let product = Product {
             vmlinuz: dir.join("vmlinuz"),
             vmlinux: unpack.then(|| dir.join(format!("vmlinux-{}", kernel.release))),
@@ -164,64 +162,13 @@ impl Initramfs {
         };
         put(&product.initramfs, &bytes)?;
         put(&product.vmlinuz, &bz)?;
-        put(&product.ipxe, IPXE.as_bytes())?;
+        put(&product.ipxe, ipxe::for_any_server(set_cmdline).as_bytes())?;
         // The name holds the release, so one that is there is the right one.
         if let Some(path) = product.vmlinux.as_ref().filter(|path| !path.exists()) {
             put(path, &vmlinux::extract(&bz)?)?;
         }
         Ok(product)
     }
-}
-
-/// Loaded by `chain http://…/boot.ipxe`; the node's own archive is optional and named by its MAC.
-const IPXE: &str = "#!ipxe\n\
-    kernel vmlinuz initrd=initramfs.cpio initrd=node.cpio panic=30\n\
-    initrd --name initramfs.cpio initramfs.cpio\n\
-    initrd --name node.cpio node/${mac:hexhyp}.cpio ||\n\
-    boot\n";
-
-/// A node's own archive, to be given as a second initrd: its files, unread, below `etc/quelea`.
-///
-/// # Errors
-/// [`Error::Cpio`] for a bad name or more than [`NODE_FILES_MAX`] files; [`Error::Io`].
-pub fn node_archive(files: &[(String, Vec<u8>)]) -> Result<Archive> {
-    let mut archive = Archive::new();
-    if files.len() > NODE_FILES_MAX {
-        return Err(Error::Cpio {
-            path: "etc/quelea".into(),
-            what: "more than NODE_FILES_MAX files",
-        });
-    }
-    archive.dir("etc/quelea", 0o700)?;
-    for (name, bytes) in files {
-        archive.file(&format!("etc/quelea/{name}"), 0o600, bytes.clone())?;
-    }
-    Ok(archive)
-}
-
-/// The same from a directory, one level of subdirectories included.
-///
-/// # Errors
-/// As [`node_archive`].
-pub fn node_archive_of_dir(dir: &Path) -> Result<Archive> {
-    let mut files = Vec::new();
-    let list = |dir: &Path| -> Result<Vec<PathBuf>> {
-        let entries = std::fs::read_dir(dir).map_err(Error::io("list", dir))?;
-        entries.map(|e| e.map(|e| e.path()).map_err(Error::io("list", dir))).collect()
-    };
-    let mut add = |path: &Path| -> Result<()> {
-        let name = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned();
-        files.push((name, std::fs::read(path).map_err(Error::io("read", path))?));
-        Ok(())
-    };
-    for path in list(dir)? {
-        if path.is_dir() {
-            list(&path)?.iter().filter(|p| p.is_file()).try_for_each(|p| add(p))?;
-        } else {
-            add(&path)?;
-        }
-    }
-    node_archive(&files)
 }
 
 /// What PID 1 is told of its image. The floor is the day Debian built the kernel, as the package dates its file:
@@ -233,15 +180,8 @@ fn facts(set: Set, kernel: &Kernel) -> Result<String> {
     Ok(format!("set={}\nkernel={}\nfloor_s={floor_s}\n", set.name(), kernel.release))
 }
 
-fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = path.with_extension(format!("tmp{}", std::process::id()));
     std::fs::write(&beside, bytes).map_err(Error::io("write", &beside))?;
     std::fs::rename(&beside, path).map_err(Error::io("rename", path))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }

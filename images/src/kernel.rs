@@ -1,6 +1,9 @@
 //! Debian's kernel package as a source: taken by name with apt, unpacked with dpkg-deb into a cache.
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    deb::{self, run},
+};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -65,35 +68,7 @@ impl Kernel {
             .find(|name| flavour.is_image(name))
             .ok_or_else(no_kernel)?
             .to_owned();
-        std::fs::create_dir_all(cache).map_err(Error::io("create", cache))?;
-        // A directory of our own: what apt leaves there is what it downloaded.
-        let staging = cache.join(format!(".{package}.{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&staging);
-        std::fs::create_dir_all(&staging).map_err(Error::io("create", &staging))?;
-        let made = Self::download(&package, &staging)
-            .and_then(|root| {
-                let place = cache.join(&package);
-                match std::fs::rename(&root, &place) {
-                    // Someone else was faster: theirs is as good.
-                    Err(_) if place.is_dir() => Ok(place),
-                    other => other.map(|()| place.clone()).map_err(Error::io("rename", &root)),
-                }
-            })
-            .and_then(|place| Self::open(&place));
-        let _ = std::fs::remove_dir_all(&staging);
-        made
-    }
-
-    fn download(package: &str, staging: &Path) -> Result<PathBuf> {
-        run(Command::new("apt-get").args(["-q", "download", package]).current_dir(staging))?;
-        let deb = std::fs::read_dir(staging)
-            .map_err(Error::io("list", staging))?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|e| e == "deb"))
-            .ok_or_else(|| Error::BadKernel { path: staging.into(), what: "apt left no .deb" })?;
-        let root = staging.join("root");
-        run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
-        Ok(root)
+        Self::open(&deb::unpacked(&package, cache)?)
     }
 
     /// The newest unpacked package of that flavour in `cache`.
@@ -148,29 +123,6 @@ impl Kernel {
 /// Orders `6.12.9` before `6.12.10`: digits compare as numbers.
 fn version_key(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
-}
-
-fn run(command: &mut Command) -> Result<String> {
-    let shown = format!("{command:?}").replace('"', "");
-    let fail = |status: String, stderr: &[u8]| Error::Tool {
-        command: shown.clone(),
-        status,
-        stderr: String::from_utf8_lossy(stderr)
-            .lines()
-            .rev()
-            .take(3)
-            .collect::<Vec<_>>()
-            .join("; "),
-    };
-    let out = command
-        .stdin(std::process::Stdio::null())
-        .output()
-        .map_err(|e| fail(format!("did not start: {e}"), &[]))?;
-    if out.status.success() {
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    } else {
-        Err(fail(out.status.to_string(), &out.stderr))
-    }
 }
 
 #[cfg(test)]

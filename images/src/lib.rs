@@ -5,6 +5,8 @@
 //!                                       │                         ├─▶ Initramfs ─▶ vmlinuz, initramfs.cpio, boot.ipxe
 //! quelead (static) ─────────────────────┼─────────────────────────┘
 //! /etc/quelea of one node ──────────────┴─▶ a second, small cpio
+//!
+//! systemd-boot-efi, ipxe ─▶ stub, iPXE ─▶ BootDir = all of it, in one directory ─▶ serve: DHCP, TFTP, HTTP
 //! ```
 //!
 //! Invariants:
@@ -16,16 +18,39 @@
 //! Refused: kernels that are not from a Debian package, modules that are not `.ko.xz`, and firmware blobs (they are
 //! not in Debian's kernel package; a NIC that needs one is named by the kernel on the console).
 
+pub mod bootdir;
+#[cfg(feature = "build")]
+pub mod build;
 pub mod cpio;
+#[cfg(feature = "build")]
+pub mod deb;
 mod error;
+#[cfg(feature = "build")]
 pub mod image;
+pub mod ipxe;
+#[cfg(feature = "build")]
 pub mod kernel;
+#[cfg(feature = "build")]
 pub mod modinfo;
+#[cfg(feature = "build")]
 pub mod modules;
+pub mod node;
+pub mod pe;
+#[cfg(feature = "build")]
 pub mod set;
+pub mod uki;
+#[cfg(feature = "build")]
 pub mod vmlinux;
 
+pub use bootdir::BootDir;
+#[cfg(feature = "build")]
+pub use build::{Build, Built};
 pub use error::{Error, Result};
-pub use image::{Extra, Initramfs, Product, node_archive, node_archive_of_dir};
+#[cfg(feature = "build")]
+pub use image::{Extra, Initramfs, Product};
+#[cfg(feature = "build")]
 pub use kernel::{Flavour, Kernel};
+pub use node::{node_archive, node_archive_of_dir};
+#[cfg(feature = "build")]
 pub use set::Set;
+pub use uki::Uki;

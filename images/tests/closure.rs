@@ -88,3 +88,81 @@ fn vmlinux_is_an_elf_with_a_pvh_entry() {
     let note = |descsz: u8| [4, 0, 0, 0, descsz, 0, 0, 0, 18, 0, 0, 0, b'X', b'e', b'n', 0];
     assert!([4, 8].iter().any(|n| elf.windows(16).any(|w| w == note(*n))));
 }
+
+/// A boot directory in a place of its own, with its builder's report.
+fn boot_dir(test: &str, set: Set) -> Option<(PathBuf, images::Built)> {
+    kernel(test, set)?;
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{}", std::process::id()));
+    let build = images::Build {
+        set,
+        kernel: None,
+        quelead: "/bin/true".into(),
+        cache: cache(),
+        cmdline: "quelea.label=row=a".into(),
+        extra: Vec::new(),
+        out: out.clone(),
+    };
+    match build.run() {
+        Ok(built) => Some((out, built)),
+        Err(images::Error::Tool { command, stderr, .. }) if command.contains("apt-get") => {
+            println!("SKIP {test}: {command}: {stderr}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn uki_is_what_objcopy_and_objdump_see() {
+    let Some((dir, built)) = boot_dir("uki", Set::Rack) else { return };
+    let again = boot_dir("uki-again", Set::Rack).unwrap();
+    assert_eq!(built, again.1, "two builds differ");
+    assert_eq!(
+        std::fs::read(dir.join("uki.efi")).unwrap(),
+        std::fs::read(again.0.join("uki.efi")).unwrap()
+    );
+    assert!(!built.cmdline.contains("console="), "{}", built.cmdline);
+    let run = |program: &str, args: &[&std::ffi::OsStr]| {
+        let out = std::process::Command::new(program).args(args).output().unwrap();
+        assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let uki = dir.join("uki.efi");
+    let headers = run("objdump", &["-h".as_ref(), uki.as_ref()]);
+    let size = |name: &str| std::fs::metadata(dir.join(name)).unwrap().len();
+    for (section, bytes) in [(".linux", size("vmlinuz")), (".initrd", size("initramfs.cpio"))] {
+        let line = headers.lines().find(|l| l.split_whitespace().nth(1) == Some(section)).unwrap();
+        // binutils shows the padded size of what is not code.
+        let shown = u64::from_str_radix(line.split_whitespace().nth(2).unwrap(), 16).unwrap();
+        assert!((bytes..bytes + 512).contains(&shown), "{line}");
+    }
+    let part = dir.join("part");
+    for (section, file) in [(".linux", "vmlinuz"), (".initrd", "initramfs.cpio")] {
+        run(
+            "objcopy",
+            &[
+                "-O".as_ref(),
+                "binary".as_ref(),
+                "--only-section".as_ref(),
+                section.as_ref(),
+                uki.as_ref(),
+                part.as_ref(),
+            ],
+        );
+        let (seen, own) = (std::fs::read(&part).unwrap(), std::fs::read(dir.join(file)).unwrap());
+        assert!(seen.starts_with(&own) && seen[own.len()..].iter().all(|b| *b == 0), "{section}");
+    }
+    let opened = images::BootDir::open(&dir).unwrap();
+    assert_eq!(
+        images::Uki::new(&opened.parts("", None)).unwrap().to_bytes(),
+        std::fs::read(&uki).unwrap()
+    );
+    std::fs::write(dir.join("vmlinuz"), b"other").unwrap();
+    let error = images::BootDir::open(&dir).unwrap_err().to_string();
+    assert!(error.contains("vmlinuz: is not the file that was built"), "{error}");
+    let error = images::BootDir::open(Path::new("/nonexistent")).unwrap_err().to_string();
+    assert!(error.contains("quelea boot build --out"), "{error}");
+    for dir in [dir, again.0] {
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

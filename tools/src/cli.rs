@@ -85,6 +85,9 @@ pub enum Command {
     /// Pack, import and list images
     #[command(subcommand)]
     Image(Image),
+    /// Make what machines boot, and boot them
+    #[command(subcommand)]
+    Boot(crate::cmd::boot::Boot),
     /// Print a completion script
     Completion {
         /// For which shell

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod boot;
 mod exec;
 mod image;
 mod init;
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             image::pack(&pack, cli.global.output)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Boot(boot) => return boot::run(&boot, &cli.global),
         Command::Completion { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "quelea", &mut std::io::stdout());
@@ -63,6 +65,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Image(crate::cli::Image::Ls) => image::ls(&context, format).await?,
             // Done above: these ask no node.
             Command::Dev(_)
+            | Command::Boot(_)
             | Command::Init(_)
             | Command::Image(crate::cli::Image::Pack(_))
             | Command::Completion { .. } => {}

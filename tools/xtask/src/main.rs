@@ -51,7 +51,7 @@ enum Task {
         #[command(flatten)]
         options: bench::Options,
     },
-    /// Make what a machine boots: kernel, initramfs and iPXE script, in target/image/SET
+    /// Make what machines boot, in target/image/SET: kernel, initramfs, iPXE script, unified kernel image
     Image {
         /// Which modules it has: `qemu`, or `rack` for server NICs and disks
         #[arg(long, default_value = "rack", value_parser = ["qemu", "rack"])]

@@ -92,15 +92,35 @@ pub(crate) fn build() -> Result<Built> {
     Ok(Built { dir: dir.to_owned() })
 }
 
-/// Makes a boot image with the release `quelead`.
+/// Makes a boot directory with the release `quelead`, as `quelea boot build` does, and prints its figures.
 pub(crate) fn image(set: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Report {
+        files: std::collections::BTreeMap<String, u64>,
+        initramfs_bytes_max: u64,
+    }
     let built = build()?;
     let out = root().join("target/image").join(set);
-    let mut command =
-        cargo(&["run", "--quiet", "--locked", "-p", "images", "--bin", "quelea-image", "--"]);
-    command.args(["--set", set, "--quelead"]).arg(built.dir.join("quelead"));
-    check(command.arg("--out").arg(&out))?;
-    println!("written to {}", out.display());
+    let mut command = Command::new(built.quelea());
+    command.args(["boot", "build", "--set", set, "--quelead"]).arg(built.dir.join("quelead"));
+    command.arg("--cache").arg(root().join("target/kernels")).arg("--out").arg(&out);
+    check(&mut command)?;
+    let report: Report = serde_json::from_str(&output(command.args(["-o", "json"]))?)?;
+    let figures = [
+        ("vmlinuz", None),
+        ("initramfs.cpio", Some(report.initramfs_bytes_max)),
+        ("uki.efi", None),
+    ];
+    for (file, goal) in figures {
+        let value = report.files.get(file).copied().unwrap_or_default();
+        let metric = format!("{}_{set}_bytes", file.split('.').next().unwrap_or(file));
+        let pass = goal.is_none_or(|goal| value <= goal);
+        println!(
+            "{}",
+            serde_json::json!({"bench": "image", "metric": metric, "value": value, "unit": "B", "goal": goal,
+                "better": "lower", "peer": null, "pass": pass})
+        );
+    }
     Ok(())
 }
 
