@@ -42,6 +42,9 @@ use crate::record::{BlobKind, BlobRef, Image, ImageRecord, LayerRecord, referenc
 /// Largest reference file read.
 const REF_BYTES_MAX: u64 = 64 << 10;
 
+/// The part of a small filesystem that must stay free.
+const RESERVE_SHARE: u64 = 8;
+
 /// What a store accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -63,6 +66,15 @@ impl Default for Limits {
             image_bytes_max: 64 << 30,
             reserve_bytes: 64 << 20,
         }
+    }
+}
+
+impl Limits {
+    /// The default, with a reserve that leaves a small filesystem (half the memory of a diskless machine of 128 MiB) of use.
+    fn of_filesystem(size_bytes: u64) -> Limits {
+        let limits = Limits::default();
+        let reserve_bytes = limits.reserve_bytes.min(size_bytes / RESERVE_SHARE);
+        Limits { reserve_bytes, ..limits }
     }
 }
 
@@ -96,7 +108,10 @@ impl Store {
     /// Opens or makes a store with the default [`Limits`], takes its lock and drops what an earlier process left in
     /// `ingest/` and `trash/`.
     pub fn open(root: impl AsRef<Path>) -> Result<Store> {
-        Store::open_with(root, Limits::default())
+        let root = root.as_ref();
+        std::fs::create_dir_all(root).map_err(|e| Error::io("mkdir", root, e))?;
+        let s = rustix::fs::statvfs(root).map_err(|e| Error::io("statvfs", root, e))?;
+        Store::open_with(root, Limits::of_filesystem(s.f_blocks.saturating_mul(s.f_frsize)))
     }
 
     /// As [`open`](Self::open), with limits.
