@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use imagefs::Image;
 use initd::pod::{
-    Bind, Caps, Check, ContainerSpec, PodSpec, Probe, Resources, Restart, RootIdmap, Stop,
+    Bind, Caps, Check, ContainerSpec, PodSpec, Probe, Resources, Restart, Stop,
 };
 use netshim::ipam::PodAddr;
 use nix::sys::signal::Signal;
@@ -138,7 +138,6 @@ impl Plan {
             ));
         }
         let mut container = ContainerSpec::new(from.name.clone(), root, argv);
-        container.idmap = RootIdmap::Done;
         container.read_only = from.read_only;
         // The kernel ignores a signal that PID 1 has no handler for, and most programs reap nobody.
         container.init = true;

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use initd::cgroup::Cgroups;
-use initd::pod::{Bind, ContainerSpec, PodSpec, Restart, RootIdmap};
+use initd::pod::{Bind, ContainerSpec, PodSpec, Restart, Root, RootIdmap};
 use initd::shim::{Event, ExecSpec, PodFds, Shim};
 use initd::userns::{self, IdMap};
 
@@ -35,13 +35,14 @@ fn main() {
     let map = IdMap::slot(20_000).expect("slot");
     let userns = userns::create(map).expect("user namespace");
     let container = |words: &[&str]| ContainerSpec {
-        idmap: RootIdmap::Here,
+        root: Root::Mounted { path: root.clone(), idmap: RootIdmap::Here },
         restart: Restart::Never,
         ..ContainerSpec::new("main", &root, words.iter().copied())
     };
     let pod = |c: ContainerSpec| PodSpec {
         cgroup: node.as_ref().map(|n| n.pod("p")),
         shim_cgroup: node.as_ref().map(|n| n.shim("p")),
+        host_network: true,
         containers: vec![c],
         ..PodSpec::new("p", dir.join("pod"))
     };
@@ -199,6 +200,7 @@ fn burst(
                 let spec = PodSpec {
                     cgroup: node.map(|n| n.pod(&id)),
                     shim_cgroup: node.map(|n| n.shim(&id)),
+                    host_network: true,
                     containers: vec![container(&["/bin/true", "true"])],
                     ..PodSpec::new(id, pod_dir)
                 };

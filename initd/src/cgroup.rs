@@ -8,17 +8,27 @@
 //! A container's processes are in its own directory, which is the root of its cgroup namespace, so that a runtime
 //! which sizes itself by `/sys/fs/cgroup/memory.max` sees its limit.
 
+pub mod devices;
+mod limits;
+mod usage;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+pub use limits::limit;
+pub(crate) use usage::oom_kills;
+pub use usage::{Pressure, PressureTimes, Usage, usage};
+
 use crate::error::{Error, Result};
-use crate::pod::{Resources, is_name};
+use crate::pod::is_name;
 
 /// The controllers that limits of a pod need.
 pub const WANTED: [&str; 4] = ["cpu", "io", "memory", "pids"];
+/// Those that only some pods ask for.
+const SOMETIMES: [&str; 2] = ["cpuset", "hugetlb"];
 
 /// How long [`NodeCgroup::remove_pod`] waits for killed processes to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(2);
@@ -95,6 +105,7 @@ fn hand_down(dir: &Path) {
     let Ok(there) = std::fs::read_to_string(dir.join("cgroup.controllers")) else { return };
     let wanted: Vec<String> = WANTED
         .iter()
+        .chain(&SOMETIMES)
         .filter(|w| there.split_whitespace().any(|c| c == **w))
         .map(|w| format!("+{w}"))
         .collect();
@@ -227,74 +238,6 @@ impl NodeCgroup {
     }
 }
 
-/// What a cgroup has used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// `cpu.stat` `usage_usec`.
-    pub cpu_us: Option<u64>,
-    /// `memory.current`.
-    pub memory_bytes: Option<u64>,
-    /// `pids.current`.
-    pub pids: Option<u64>,
-    /// `memory.events` `oom_kill`: processes killed in it and below. Read it before the directory goes.
-    pub oom_kills: Option<u64>,
-}
-
-/// Reads what the files give; fields whose file is not there are `None`.
-#[must_use]
-pub fn usage(dir: &Path) -> Usage {
-    let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
-    let number = |file: &str| read(file)?.trim().parse().ok();
-    let field = |file: &str, name: &str| keyed(&read(file)?, name);
-    Usage {
-        cpu_us: field("cpu.stat", "usage_usec"),
-        memory_bytes: number("memory.current"),
-        pids: number("pids.current"),
-        oom_kills: field("memory.events", "oom_kill"),
-    }
-}
-
-/// Only the count of [`Usage::oom_kills`].
-pub(crate) fn oom_kills(dir: &Path) -> u64 {
-    std::fs::read_to_string(dir.join("memory.events"))
-        .ok()
-        .and_then(|t| keyed(&t, "oom_kill"))
-        .unwrap_or(0)
-}
-
-/// The number behind a name in a flat keyed file.
-fn keyed(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// Writes the limits; returns the files that could not be written, with their errno.
-#[must_use]
-pub fn limit(dir: &Path, limits: &Resources) -> Vec<(&'static str, i32)> {
-    let mut failed = Vec::new();
-    for (file, text) in settings(limits) {
-        if let Err(e) = write(&dir.join(file), &text) {
-            failed.push((file, e.raw_os_error()));
-        }
-    }
-    failed
-}
-
-/// Period of `cpu.max`.
-const CPU_PERIOD_US: u64 = 100_000;
-
-fn settings(limits: &Resources) -> Vec<(&'static str, String)> {
-    let mut list = Vec::new();
-    let mut add = |file, text: Option<String>| list.extend(text.map(|t| (file, t)));
-    add("cpu.weight", limits.cpu_weight.map(|w| w.to_string()));
-    let quota = |milli: u32| (u64::from(milli) * CPU_PERIOD_US / 1000).max(1000);
-    add("cpu.max", limits.cpu_max_milli.map(|m| format!("{} {CPU_PERIOD_US}", quota(m))));
-    add("memory.high", limits.memory_high_bytes.map(|b| b.to_string()));
-    add("memory.max", limits.memory_max_bytes.map(|b| b.to_string()));
-    add("memory.oom.group", limits.memory_max_bytes.map(|_| "1".to_owned()));
-    add("pids.max", limits.pids_max.map(|p| p.to_string()));
-    list
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,27 +250,5 @@ mod tests {
         let v1 = "36 35 0:30 / /sys/fs/cgroup/cpu rw,relatime shared:8 - cgroup cgroup rw,cpu";
         assert_eq!(mount_point(v1), None);
         assert_eq!(mount_point(""), None);
-    }
-
-    #[test]
-    fn limits_in_the_kernels_words() {
-        let limits = Resources {
-            cpu_weight: Some(50),
-            cpu_max_milli: Some(1500),
-            memory_max_bytes: Some(1 << 20),
-            memory_high_bytes: None,
-            pids_max: Some(7),
-        };
-        let want = [
-            ("cpu.weight", "50"),
-            ("cpu.max", "150000 100000"),
-            ("memory.max", "1048576"),
-            ("memory.oom.group", "1"),
-            ("pids.max", "7"),
-        ];
-        let got = settings(&limits);
-        assert!(got.iter().map(|(f, t)| (*f, t.as_str())).eq(want), "{got:?}");
-        assert_eq!(keyed("oom 3\noom_kill 2\noom_group_kill 1\n", "oom_kill"), Some(2));
-        assert_eq!(keyed("oom_kill x\n", "oom_kill"), None);
     }
 }

@@ -38,6 +38,13 @@ pub enum Error {
         /// The file that was looked into, below the root file system.
         file: PathBuf,
     },
+    /// The node's owner has not granted it. Nothing was started.
+    NotGranted {
+        /// What kind of thing: `device`, `host program`, `host network`, `seccomp profile`.
+        what: &'static str,
+        /// Its name; empty where there is only one.
+        name: String,
+    },
     /// A bounded table is full; the request was refused and nothing was changed.
     Full {
         /// Which table.
@@ -81,6 +88,12 @@ impl fmt::Display for Error {
             Self::Format { what, why } => write!(f, "{what}: {why}"),
             Self::NoSuchUser { user, file } => {
                 write!(f, "user \"{user}\" is not in the image's {}", file.display())
+            }
+            Self::NotGranted { what, name } if name.is_empty() => {
+                write!(f, "{what}: not granted on this node")
+            }
+            Self::NotGranted { what, name } => {
+                write!(f, "{what} \"{name}\": not granted on this node")
             }
             Self::Full { what, max } => write!(f, "{what}: full ({max})"),
             Self::Gone { dir } => write!(f, "no shim answers for {}", dir.display()),

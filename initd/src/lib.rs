@@ -13,6 +13,7 @@
 //! - [`shim`]: the shim role, its client, and the pure state machine that supervises a pod.
 //! - [`launch`]: how one container comes to be.
 //! - [`seccomp`], [`userns`], [`cgroup`]: the parts of its isolation.
+//! - [`grants`]: what a node lets pods have besides.
 //! - [`log`], [`probe`]: its output and its health.
 //! - [`init`]: the PID 1 role.
 //!
@@ -26,6 +27,7 @@
 
 pub mod cgroup;
 mod error;
+pub mod grants;
 pub mod init;
 pub mod launch;
 pub mod log;

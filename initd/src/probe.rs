@@ -1,7 +1,9 @@
 //! Health checks over TCP, without blocking.
 //!
 //! The shim is in the pod's network namespace, so `127.0.0.1` is the pod's. What comes back is read up to
-//! [`ANSWER_BYTES_MAX`] and only its status line is looked at.
+//! [`ANSWER_BYTES_MAX`]; of HTTP only the status line is looked at, of gRPC only what [`grpc`] says.
+
+mod grpc;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,8 +12,10 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SendFlags, SocketFlags, SocketType};
 
-/// Most bytes of an answer that are read: more than any status line.
-pub const ANSWER_BYTES_MAX: usize = 512;
+/// Most bytes of an answer that are read: more than any status line, and than what a gRPC server says of its health.
+pub const ANSWER_BYTES_MAX: usize = 4096;
+/// Read at once.
+const CHUNK_BYTES: usize = 512;
 
 /// A check under way. Whoever holds it waits for [`events`](Self::events) and calls [`advance`](Self::advance).
 #[derive(Debug)]
@@ -21,11 +25,34 @@ pub struct TcpCheck {
     answer: Vec<u8>,
 }
 
+/// What is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Ask<'a> {
+    /// That a connection is accepted.
+    Connection,
+    /// `GET path`: a status of 200..=399.
+    Http {
+        /// Absolute path.
+        path: &'a str,
+    },
+    /// `grpc.health.v1.Health/Check`: `SERVING`.
+    Grpc {
+        /// Which service; empty for the server.
+        service: &'a str,
+    },
+}
+
 #[derive(Debug)]
 enum Phase {
-    /// Path to ask for, once connected; `None` when a connection is enough.
-    Connecting(Option<String>),
-    Answering,
+    /// What to send, once connected; `None` when a connection is enough.
+    Connecting(Option<(Vec<u8>, Kind)>),
+    Answering(Kind),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Http,
+    Grpc,
 }
 
 /// How far a check is.
@@ -40,11 +67,11 @@ pub enum Progress {
 }
 
 impl TcpCheck {
-    /// Begins to connect to the port; then asks for `path`, if given.
+    /// Begins to connect to the port; then asks.
     ///
     /// # Errors
     /// What `socket` or `connect` said, in words: the check has failed.
-    pub fn start(port: u16, path: Option<&str>) -> Result<Self, String> {
+    pub fn start(port: u16, ask: Ask<'_>) -> Result<Self, String> {
         let socket = net::socket_with(
             AddressFamily::INET,
             SocketType::STREAM,
@@ -56,7 +83,16 @@ impl TcpCheck {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(e) => return Err(format!("connect to port {port}: {}", text(e))),
         }
-        let phase = Phase::Connecting(path.map(str::to_owned));
+        let phase = Phase::Connecting(match ask {
+            Ask::Connection => None,
+            Ask::Http { path } => {
+                let ask = format!(
+                    "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: quelea-probe\r\nConnection: close\r\n\r\n"
+                );
+                Some((ask.into_bytes(), Kind::Http))
+            }
+            Ask::Grpc { service } => Some((grpc::request(service), Kind::Grpc)),
+        });
         Ok(Self { socket, phase, answer: Vec::new() })
     }
 
@@ -65,46 +101,51 @@ impl TcpCheck {
     pub fn events(&self) -> PollFlags {
         match self.phase {
             Phase::Connecting(_) => PollFlags::OUT,
-            Phase::Answering => PollFlags::IN,
+            Phase::Answering(_) => PollFlags::IN,
         }
     }
 
     /// Goes on as far as it can without waiting.
     pub fn advance(&mut self) -> Progress {
-        if let Phase::Connecting(path) = &self.phase {
-            match net::sockopt::socket_error(&self.socket) {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) | Err(e) => return Progress::Bad(format!("connect: {}", text(e))),
+        let kind = match &self.phase {
+            Phase::Answering(kind) => *kind,
+            Phase::Connecting(ask) => {
+                match net::sockopt::socket_error(&self.socket) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(e)) | Err(e) => return Progress::Bad(format!("connect: {}", text(e))),
+                }
+                let Some((ask, kind)) = ask else { return Progress::Good };
+                let kind = *kind;
+                // An empty socket buffer takes far more than this.
+                match net::send(&self.socket, ask, SendFlags::NOSIGNAL) {
+                    Ok(n) if n == ask.len() => self.phase = Phase::Answering(kind),
+                    Ok(_) | Err(Errno::AGAIN) => return Progress::Pending,
+                    Err(e) => return Progress::Bad(format!("send: {}", text(e))),
+                }
+                kind
             }
-            let Some(path) = path else { return Progress::Good };
-            let ask = format!(
-                "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: quelea-probe\r\nConnection: close\r\n\r\n"
-            );
-            // An empty socket buffer takes far more than this.
-            match net::send(&self.socket, ask.as_bytes(), SendFlags::NOSIGNAL) {
-                Ok(n) if n == ask.len() => self.phase = Phase::Answering,
-                Ok(_) | Err(Errno::AGAIN) => return Progress::Pending,
-                Err(e) => return Progress::Bad(format!("send: {}", text(e))),
-            }
-        }
-        let mut chunk = [0u8; ANSWER_BYTES_MAX];
+        };
+        let mut chunk = [0u8; CHUNK_BYTES];
         loop {
             match rustix::io::read(&self.socket, &mut chunk) {
-                Ok(0) => return Progress::Bad("closed without an HTTP status".to_owned()),
+                Ok(0) => return Progress::Bad("closed without an answer".to_owned()),
                 Ok(n) => self.answer.extend_from_slice(chunk.get(..n).unwrap_or_default()),
                 Err(Errno::AGAIN) => return Progress::Pending,
                 Err(Errno::INTR) => continue,
                 Err(e) => return Progress::Bad(format!("read: {}", text(e))),
             }
-            if let Some(verdict) = status(&self.answer) {
+            let verdict = match kind {
+                Kind::Http => http(&self.answer),
+                Kind::Grpc => grpc::answer(&self.answer),
+            };
+            if let Some(verdict) = verdict {
                 return match verdict {
-                    Some(code @ 200..=399) => {
-                        let _ = code;
-                        Progress::Good
-                    }
-                    Some(code) => Progress::Bad(format!("HTTP status {code}")),
-                    None => Progress::Bad("the answer is not HTTP".to_owned()),
+                    Ok(()) => Progress::Good,
+                    Err(why) => Progress::Bad(why),
                 };
+            }
+            if self.answer.len() > ANSWER_BYTES_MAX {
+                return Progress::Bad("the answer is too long".to_owned());
             }
         }
     }
@@ -118,6 +159,15 @@ impl AsFd for TcpCheck {
 
 fn text(e: Errno) -> std::io::Error {
     e.into()
+}
+
+/// `None`: not enough bytes yet.
+fn http(answer: &[u8]) -> Option<Result<(), String>> {
+    Some(match status(answer)? {
+        Some(200..=399) => Ok(()),
+        Some(code) => Err(format!("HTTP status {code}")),
+        None => Err("the answer is not HTTP".to_owned()),
+    })
 }
 
 /// `None`: not enough bytes yet. `Some(None)`: no HTTP. Else the status code.
@@ -176,13 +226,13 @@ mod tests {
                 s.write_all(answer.as_bytes()).expect("write");
             }
         });
-        let ask = || finish(TcpCheck::start(port, Some("/h")).expect("start"));
+        let ask = || finish(TcpCheck::start(port, Ask::Http { path: "/h" }).expect("start"));
         assert_eq!(ask(), Progress::Good);
         assert_eq!(ask(), Progress::Bad("HTTP status 500".into()));
         assert_eq!(ask(), Progress::Bad("the answer is not HTTP".into()));
         t.join().expect("server");
         // The port is closed now.
-        let refused = TcpCheck::start(port, None).map(finish);
+        let refused = TcpCheck::start(port, Ask::Connection).map(finish);
         assert!(matches!(refused, Err(_) | Ok(Progress::Bad(_))), "{refused:?}");
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use std::os::linux::net::SocketAddrExt as _;
 
 use common::{Bed, LONG, finish, root_or_skip};
-use initd::pod::{Bind, Caps, ContainerSpec, RootIdmap, Tmpfs};
+use initd::pod::{Bind, Caps, ContainerSpec, Root, RootIdmap, Tmpfs};
 use initd::shim::{Event, ExecSpec, Exit};
 
 const EPERM: &str = "1";
@@ -201,7 +201,8 @@ fn nothing_gets_out_without_a_user_namespace_either() {
     bed.userns = None;
     bed.netns = Some(common::netns());
     std::fs::write(bed.root().join("dev-in-image"), "").expect("file");
-    let c = ContainerSpec { idmap: RootIdmap::Done, ..bed.container(&[]) };
+    let root = Root::Mounted { path: bed.root(), idmap: RootIdmap::Done };
+    let c = ContainerSpec { root, ..bed.container(&[]) };
     let env = vec![
         ("ABSTRACT".to_owned(), "nobody-listens".to_owned()),
         ("HOST_PID".to_owned(), std::process::id().to_string()),
@@ -263,7 +264,10 @@ fn an_exec_helper_is_never_open_to_the_container() {
         }
         let c = ContainerSpec {
             argv: vec!["/bin/escape".into(), "watch".into()],
-            idmap: if userns { RootIdmap::Here } else { RootIdmap::Done },
+            root: Root::Mounted {
+                path: bed.root(),
+                idmap: if userns { RootIdmap::Here } else { RootIdmap::Done },
+            },
             ..bed.container(&[])
         };
         let fds = initd::shim::PodFds {

@@ -90,7 +90,7 @@ fn prepare(plan: &Plan<'_>, pipes: &Pipes<'_>) -> Result<(), (Stop, bool)> {
     }
     let _ = rustix::process::setsid();
     match &plan.space {
-        Space::New { root, at, attach, cgroup } => {
+        Space::New { root, at, attach, cgroup, .. } => {
             enter_new(root, at, attach, *cgroup).map_err(early)?;
         }
         Space::Join { pidfd, .. } => enter_running(*pidfd).map_err(early)?,

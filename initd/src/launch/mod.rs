@@ -6,10 +6,12 @@
 
 mod child;
 mod explain;
+mod holder;
 mod mini_init;
 mod mounts;
 mod plan;
 mod user;
+mod volumes;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -18,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
+pub(crate) use holder::Holder;
 pub(crate) use plan::{Context, Joining, Plan, Stdio, Told};
+pub(crate) use volumes::Volumes;
 
 /// The step of a launch at which something failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -119,19 +119,30 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
+/// A device node that a container is granted.
+pub(super) struct Node {
+    /// Path below `/dev`.
+    pub(super) name: String,
+    pub(super) block: bool,
+    pub(super) number: Dev,
+}
+
 /// A `/dev` of its own. Nothing of the image's `/dev` is looked at.
-pub(super) fn dev(outside: u32) -> Result<OwnedFd> {
+///
+/// Granted nodes are made, not bound: a node of the host belongs to nobody in a user namespace, and who may use it is
+/// decided by the grant.
+pub(super) fn dev(outside: u32, granted: &[Node]) -> Result<OwnedFd> {
     let id = outside.to_string();
     let options = [("mode", "755"), ("size", "64k"), ("uid", &id), ("gid", &id)];
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let mount = filesystem("tmpfs", &options, attributes)?;
     let before = rustix::process::umask(Mode::empty());
-    let filled = fill_dev(mount.as_fd());
+    let filled = fill_dev(mount.as_fd(), granted);
     rustix::process::umask(before);
     filled.map(|()| mount)
 }
 
-fn fill_dev(dir: BorrowedFd<'_>) -> Result<()> {
+fn fill_dev(dir: BorrowedFd<'_>, granted: &[Node]) -> Result<()> {
     for (name, major, minor) in NODES {
         let dev: Dev = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), dev)?;
@@ -141,6 +152,19 @@ fn fill_dev(dir: BorrowedFd<'_>) -> Result<()> {
     }
     for name in ["pts", "shm", "mqueue"] {
         rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))?;
+    }
+    for node in granted {
+        if let Some((above, _)) = node.name.rsplit_once('/') {
+            ensure(dir, above, true)?;
+        }
+        let kind = if node.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        rustix::fs::mknodat(
+            dir,
+            node.name.as_str(),
+            kind,
+            Mode::from_raw_mode(0o666),
+            node.number,
+        )?;
     }
     Ok(())
 }

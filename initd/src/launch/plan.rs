@@ -3,13 +3,16 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use rustix::io::Errno;
 
 use super::mounts::{self, AsPodRoot, NODEV, NOSUID, RDONLY};
+use super::volumes::Volumes;
 use super::{Failure, Step, user};
+use crate::cgroup::devices;
 use crate::error::Error;
-use crate::pod::{ContainerSpec, RootIdmap, Seccomp};
+use crate::pod::{ContainerSpec, Root, RootIdmap, Seccomp, Stdin};
 use crate::shim::Condition;
 use crate::sys::{self, Strings};
 use crate::userns::IdMap;
@@ -30,6 +33,13 @@ pub(crate) struct Context<'a> {
     pub(crate) userns: Option<(BorrowedFd<'a>, IdMap)>,
     /// The containers have cgroups: they get a cgroup namespace and a read-only view of it.
     pub(crate) cgroup: bool,
+    /// PID 1 of the PID namespace that they share, if they do.
+    pub(crate) pids: Option<BorrowedFd<'a>>,
+    pub(crate) volumes: Option<&'a Volumes>,
+    /// The cgroup lets only devices of the spec through.
+    pub(crate) device_filter: bool,
+    /// A directory that a root can be attached to which is not at any place yet.
+    pub(crate) place: &'a Path,
 }
 
 /// A running container that a program joins.
@@ -51,8 +61,14 @@ pub(super) struct Attach {
 
 /// How the child gets its mount, PID and cgroup namespaces.
 pub(super) enum Space<'a> {
-    /// New ones, around this root.
-    New { root: OwnedFd, at: CString, attach: Vec<Attach>, cgroup: bool },
+    /// New ones, around this root; but for the PID namespace when the pod has one.
+    New {
+        root: OwnedFd,
+        at: CString,
+        attach: Vec<Attach>,
+        cgroup: bool,
+        pids: Option<(BorrowedFd<'a>, OwnedFd)>,
+    },
     /// Those of a running container.
     Join { pidfd: BorrowedFd<'a>, own: OwnedFd },
 }
@@ -73,7 +89,7 @@ pub(crate) struct Plan<'a> {
     pub(super) stdio: Stdio,
     /// Standard input is a terminal, which becomes the session's own.
     pub(super) terminal: bool,
-    pub(super) seccomp: Option<&'static [crate::seccomp::Insn]>,
+    pub(super) seccomp: Option<&'a [crate::seccomp::Insn]>,
     pub(super) init: bool,
     pub(super) programs: Vec<CString>,
     pub(super) argv: Strings,
@@ -82,6 +98,8 @@ pub(crate) struct Plan<'a> {
     program: String,
     /// What the machine could not give.
     pub(crate) conditions: Vec<Condition>,
+    /// Our end of the program's terminal, if it has one.
+    pub(crate) master: Option<OwnedFd>,
 }
 
 /// Standard input, output and error of a program; `None` is the container's own `/dev/null`, so that no device of the
@@ -121,12 +139,16 @@ impl<'a> Plan<'a> {
     pub(crate) fn container(
         context: &Context<'a>,
         spec: &'a ContainerSpec,
-        stdio: Stdio,
+        mut stdio: Stdio,
     ) -> Result<Self, Failure> {
         let mut conditions = Vec::new();
         let (root, userns) = open_root(context, spec, &mut conditions)?;
-        let outside = userns.map_or(0, |(_, map)| map.outside);
-        let attach = attachments(spec, &root, outside, userns.map(|u| u.0), &mut conditions)?;
+        let owner = Owner {
+            outside: userns.map_or(0, |(_, map)| map.outside),
+            userns: userns.map(|u| u.0),
+        };
+        let outside = owner.outside;
+        let attach = attachments(context, spec, &root, owner, &mut conditions)?;
         if spec.read_only {
             sys::mount_setattr(root.as_fd(), false, RDONLY, None)
                 .map_err(|e| Failure::new(Step::Rootfs, e, "making the root read-only"))?;
@@ -142,6 +164,10 @@ impl<'a> Plan<'a> {
         if spec.seccomp == Seccomp::Unconfined {
             conditions.push(Condition::Unconfined { container: spec.name.clone() });
         }
+        let mut master = None;
+        if spec.stdin == Stdin::Terminal {
+            (master, stdio) = new_terminal(&attach)?;
+        }
         let user = user::resolve(root.as_fd(), &spec.user).map_err(|e| user_failure(&e))?;
         for fd in stdio.iter().flatten() {
             // A program that is not root may want to open /dev/stdout again, as web servers do.
@@ -152,21 +178,27 @@ impl<'a> Plan<'a> {
                 owner(user.gid).map(rustix::fs::Gid::from_raw),
             );
         }
-        let at = cstring(spec.rootfs.as_os_str())?;
-        let space = Space::New { root, at, attach, cgroup: context.cgroup };
+        let at = match &spec.root {
+            Root::Mounted { path, .. } => path,
+            Root::Fresh { .. } => context.place,
+        };
+        let at = cstring(at.as_os_str())?;
+        let pids = context.pids.map(|fd| Ok((fd, own_pids()?))).transpose()?;
+        let space = Space::New { root, at, attach, cgroup: context.cgroup, pids };
         let run = Run {
             argv: &spec.argv,
             env: spec.env.clone(),
             workdir: &spec.workdir,
             init: spec.init,
-            terminal: false,
+            terminal: master.is_some(),
         };
-        Self::assemble(spec, space, userns.map(|u| u.0), user, run, stdio, conditions)
+        let plan = Self::assemble(spec, space, owner.userns, user, run, stdio, conditions)?;
+        Ok(Self { master, ..plan })
     }
 
     /// For a program that joins a running container.
     pub(crate) fn join(
-        context: &Context<'a>,
+        userns: Option<(BorrowedFd<'a>, IdMap)>,
         spec: &'a ContainerSpec,
         joining: &Joining<'a>,
         exec: &crate::shim::ExecSpec,
@@ -183,18 +215,12 @@ impl<'a> Plan<'a> {
         let name = if exec.user.is_empty() { &spec.user } else { &exec.user };
         let user = user::resolve(root.as_fd(), name).map_err(|e| user_failure(&e))?;
         if let Some(fd) = stdio.first().and_then(Option::as_ref).filter(|_| terminal) {
-            let outside =
-                context.userns.filter(|_| joining.in_userns).map_or(0, |(_, m)| m.outside);
+            let outside = userns.filter(|_| joining.in_userns).map_or(0, |(_, m)| m.outside);
             let owner = rustix::fs::Uid::from_raw(outside.saturating_add(user.uid));
             let _ = rustix::fs::fchown(fd, Some(owner), None);
         }
-        let own = rustix::fs::open(
-            "/proc/self/ns/pid",
-            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .map_err(|e| Failure::new(Step::Setns, e, "/proc/self/ns/pid"))?;
-        let userns = context.userns.filter(|_| joining.in_userns).map(|u| u.0);
+        let own = own_pids()?;
+        let userns = userns.filter(|_| joining.in_userns).map(|u| u.0);
         let mut env = spec.env.clone();
         for (k, v) in &exec.env {
             env.retain(|(name, _)| name != k);
@@ -242,10 +268,11 @@ impl<'a> Plan<'a> {
             workdir: prefixes(run.workdir),
             stdio,
             terminal: run.terminal,
-            seccomp: match spec.seccomp {
-                Seccomp::Default => Some(crate::seccomp::DEFAULT.insns()),
-                Seccomp::Compat => Some(crate::seccomp::COMPAT.insns()),
+            seccomp: match &spec.seccomp {
+                Seccomp::Default => Some(crate::seccomp::DEFAULT),
+                Seccomp::Compat => Some(crate::seccomp::COMPAT),
                 Seccomp::Unconfined => None,
+                Seccomp::Own { program, .. } => Some(program),
             },
             init: run.init,
             programs,
@@ -253,6 +280,7 @@ impl<'a> Plan<'a> {
             envp: Strings::new(env.into_iter().map(|(k, v)| format!("{k}={v}"))),
             program,
             conditions,
+            master: None,
         })
     }
 
@@ -304,16 +332,42 @@ impl<'a> Plan<'a> {
         clone: impl FnOnce(u64) -> rustix::io::Result<T>,
     ) -> rustix::io::Result<T> {
         match &self.space {
-            Space::New { .. } => clone((libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64),
-            Space::Join { pidfd, own } => {
-                sys::setns(*pidfd, libc::CLONE_NEWPID)?;
-                let cloned = clone(0);
-                // Children of later launches belong into PID namespaces of their own.
-                sys::setns(own.as_fd(), libc::CLONE_NEWPID)?;
-                cloned
+            Space::New { pids: None, .. } => clone((libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64),
+            Space::New { pids: Some((pidfd, own)), .. } => {
+                within(*pidfd, own, || clone(libc::CLONE_NEWNS as u64))
             }
+            Space::Join { pidfd, own } => within(*pidfd, own, || clone(0)),
         }
     }
+}
+
+/// Clones into the PID namespace of a pidfd's process. Children of later launches belong into ones of their own.
+fn within<T>(
+    pidfd: BorrowedFd<'_>,
+    own: &OwnedFd,
+    clone: impl FnOnce() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    sys::setns(pidfd, libc::CLONE_NEWPID)?;
+    let cloned = clone();
+    sys::setns(own.as_fd(), libc::CLONE_NEWPID)?;
+    cloned
+}
+
+/// The shim's PID namespace.
+fn own_pids() -> Result<OwnedFd, Failure> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/ns/pid", flags, rustix::fs::Mode::empty())
+        .map_err(|e| Failure::new(Step::Setns, e, "/proc/self/ns/pid"))
+}
+
+/// A terminal in the container's own `/dev/pts`: our end, and the program's three descriptors of the other.
+fn new_terminal(attach: &[Attach]) -> Result<(Option<OwnedFd>, Stdio), Failure> {
+    let fail = |e| Failure::new(Step::Stdio, e, "a new terminal");
+    let pts =
+        attach.iter().find(|a| a.target.as_c_str() == PTS).ok_or_else(|| fail(Errno::NODEV))?;
+    let (ours, theirs) = sys::terminal(pts.tree.as_fd()).map_err(fail)?;
+    let again = || theirs.try_clone().map_err(|_| fail(Errno::MFILE));
+    Ok((Some(ours), [Some(again()?), Some(again()?), Some(again()?)]))
 }
 
 struct Run<'a> {
@@ -344,10 +398,19 @@ fn open_root<'a>(
     spec: &ContainerSpec,
     conditions: &mut Vec<Condition>,
 ) -> Result<(OwnedFd, Option<(BorrowedFd<'a>, IdMap)>), Failure> {
-    let fail = |e, what| Failure::new(Step::Rootfs, e, format!("{what} {}", spec.rootfs.display()));
-    let root = mounts::tree(&spec.rootfs, false).map_err(|e| fail(e, "open_tree"))?;
     let mut userns = context.userns;
-    if let (Some((fd, _)), RootIdmap::Here) = (userns, spec.idmap)
+    let (path, idmap) = match &spec.root {
+        Root::Mounted { path, idmap } => (path, *idmap),
+        Root::Fresh { size_bytes } => {
+            let outside = userns.map_or(0, |(_, map)| map.outside);
+            let root = mounts::tmpfs(outside, *size_bytes, 0o755)
+                .map_err(|e| Failure::new(Step::Rootfs, e, "a fresh tmpfs"))?;
+            return Ok((root, userns));
+        }
+    };
+    let fail = |e, what| Failure::new(Step::Rootfs, e, format!("{what} {}", path.display()));
+    let root = mounts::tree(path, false).map_err(|e| fail(e, "open_tree"))?;
+    if let (Some((fd, _)), RootIdmap::Here) = (userns, idmap)
         && let Err(e) = sys::mount_setattr(root.as_fd(), false, 0, Some(fd))
     {
         conditions
@@ -360,14 +423,24 @@ fn open_root<'a>(
     Ok((root, userns))
 }
 
+/// Whose the files are that a launch makes.
+#[derive(Clone, Copy)]
+struct Owner<'a> {
+    /// The pod's root, as the host numbers it.
+    outside: u32,
+    userns: Option<BorrowedFd<'a>>,
+}
+
 /// Everything that is mounted below the root but `/proc` and the cgroup file system, which only the child can make.
 fn attachments(
+    context: &Context<'_>,
     spec: &ContainerSpec,
     root: &OwnedFd,
-    outside: u32,
-    userns: Option<BorrowedFd<'_>>,
+    owner: Owner<'_>,
     conditions: &mut Vec<Condition>,
 ) -> Result<Vec<Attach>, Failure> {
+    let outside = owner.outside;
+    let nodes = device_nodes(context, spec)?;
     let _ids = AsPodRoot::new(outside);
     let mut list: Vec<Attach> = Vec::new();
     let ours = |made: rustix::io::Result<OwnedFd>, target: &str, step| {
@@ -380,19 +453,19 @@ fn attachments(
             .map_err(|e| Failure::new(Step::Rootfs, e, format!("making /{target} in the root")))?;
     }
     list.push(ours(mounts::sysfs(), "sys", Step::Sys)?);
-    list.push(ours(mounts::dev(outside), "dev", Step::Dev)?);
+    list.push(ours(mounts::dev(outside, &nodes), "dev", Step::Dev)?);
     list.push(ours(mounts::pts(outside), "dev/pts", Step::Dev)?);
     list.push(ours(mounts::tmpfs(outside, SHM_BYTES, 0o1777), "dev/shm", Step::Dev)?);
     list.push(ours(mounts::mqueue(), "dev/mqueue", Step::Dev)?);
 
     // What lies above is mounted first, so that a file can be bound into a fresh tmpfs.
-    let mut wanted: Vec<(String, Wanted<'_>)> = Vec::new();
-    wanted.extend(spec.tmpfs.iter().map(|t| (t.target.clone(), Wanted::Tmpfs(t))));
-    wanted.extend(spec.binds.iter().map(|b| (b.target.clone(), Wanted::Bind(b))));
-    wanted.extend(spec.devices.iter().map(|d| (format!("/dev/{}", d.name), Wanted::Device(d))));
+    let mut wanted: Vec<(&str, Wanted<'_>)> = Vec::new();
+    wanted.extend(spec.tmpfs.iter().map(|t| (t.target.as_str(), Wanted::Tmpfs(t))));
+    wanted.extend(spec.volumes.iter().map(|v| (v.target.as_str(), Wanted::Volume(v))));
+    wanted.extend(spec.binds.iter().map(|b| (b.target.as_str(), Wanted::Bind(b))));
     wanted.sort_by_key(|(target, _)| target.split('/').filter(|c| !c.is_empty()).count());
     for (target, what) in wanted {
-        let (tree, directory) = what.make(outside, userns, &spec.name, conditions)?;
+        let (tree, directory) = what.make(context, owner, &spec.name, conditions)?;
         let target = target.trim_matches('/');
         let (base, rest) = enclosing(root, &list, target);
         mounts::ensure(base, rest, directory).map_err(|e| {
@@ -402,6 +475,32 @@ fn attachments(
         list.push(Attach { tree, target, step: Step::Mount, follow: true });
     }
     Ok(list)
+}
+
+/// The nodes of the spec's devices.
+fn device_nodes(context: &Context<'_>, spec: &ContainerSpec) -> Result<Vec<mounts::Node>, Failure> {
+    let node = |d: &crate::pod::Device| {
+        let fail = |e, why: &str| {
+            Failure::new(Step::Dev, e, format!("device {}: {why}", d.source.display()))
+        };
+        let rule = devices::rule_of(d).map_err(|e| {
+            let errno = Errno::from_raw_os_error(e.errno().unwrap_or(libc::ENODEV));
+            fail(errno, &std::io::Error::from(errno).to_string())
+        })?;
+        if d.read_only && !context.device_filter {
+            return Err(fail(
+                Errno::OPNOTSUPP,
+                "for reading only, which this machine cannot enforce",
+            ));
+        }
+        let block = rule.kind == devices::Kind::Block;
+        Ok(mounts::Node {
+            name: d.name.clone(),
+            block,
+            number: rustix::fs::makedev(rule.major, rule.minor.unwrap_or(0)),
+        })
+    };
+    spec.devices.iter().map(node).collect()
 }
 
 /// The deepest mount so far that `target` lies in, and the rest of the path.
@@ -422,33 +521,39 @@ fn enclosing<'t>(
 
 enum Wanted<'a> {
     Tmpfs(&'a crate::pod::Tmpfs),
+    Volume(&'a crate::pod::VolumeMount),
     Bind(&'a crate::pod::Bind),
-    Device(&'a crate::pod::Device),
 }
 
 impl Wanted<'_> {
     /// The mount, and whether it is a directory.
     fn make(
         &self,
-        outside: u32,
-        userns: Option<BorrowedFd<'_>>,
+        context: &Context<'_>,
+        owner: Owner<'_>,
         container: &str,
         conditions: &mut Vec<Condition>,
     ) -> Result<(OwnedFd, bool), Failure> {
         match self {
-            Self::Tmpfs(t) => mounts::tmpfs(outside, t.size_bytes, t.mode)
+            Self::Tmpfs(t) => mounts::tmpfs(owner.outside, t.size_bytes, t.mode)
                 .map(|tree| (tree, true))
                 .map_err(|e| Failure::new(Step::Mount, e, format!("tmpfs for {}", t.target))),
-            Self::Device(d) => mounts::tree(&d.source, false)
-                .map(|tree| (tree, false))
-                .map_err(|e| Failure::new(Step::Dev, e, format!("device {}", d.source.display()))),
+            Self::Volume(v) => {
+                let fail = |e| Failure::new(Step::Mount, e, format!("volume {}", v.volume));
+                let volumes = context.volumes.ok_or_else(|| fail(Errno::NOENT))?;
+                let tree = volumes.tree(&v.volume).map_err(fail)?;
+                if v.read_only {
+                    sys::mount_setattr(tree.as_fd(), false, RDONLY, None).map_err(fail)?;
+                }
+                Ok((tree, true))
+            }
             Self::Bind(b) => {
                 let fail = |e| {
                     let text = format!("bind of {} to {}", b.source.display(), b.target);
                     Failure::new(Step::Mount, e, text)
                 };
                 let tree = mounts::tree(&b.source, true).map_err(fail)?;
-                if let Some(fd) = userns.filter(|_| b.idmap)
+                if let Some(fd) = owner.userns.filter(|_| b.idmap)
                     && let Err(e) = sys::mount_setattr(tree.as_fd(), true, 0, Some(fd))
                 {
                     conditions.push(Condition::BindNotMapped {

@@ -8,15 +8,18 @@
 //! `clone3` (whose flags lie behind a pointer, so that a C library falls back to `clone`) and for calls of another
 //! architecture; a few are allowed by their first arguments.
 
+pub mod names;
+pub mod own;
 pub mod table;
 
+use serde::{Deserialize, Serialize};
 use table::{Profile, Verdict};
 
-/// Largest program. Checked when it is compiled, which is when this crate is.
-pub const INSNS_MAX: usize = 320;
+/// Largest program. The built-in ones are compiled, and this checked, when this crate is.
+pub const INSNS_MAX: usize = 544;
 
 /// One instruction, laid out as `struct sock_filter`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C)]
 pub struct Insn {
     /// Operation.
@@ -45,9 +48,30 @@ impl Program {
 }
 
 /// What containers get.
-pub static DEFAULT: Program = compile(&table::profile(false));
+pub static DEFAULT: &[Insn] = &cut::<{ DEFAULT_PROGRAM.len }>(&DEFAULT_PROGRAM);
 /// What containers get that ask for `compat`.
-pub static COMPAT: Program = compile(&table::profile(true));
+pub static COMPAT: &[Insn] = &cut::<{ COMPAT_PROGRAM.len }>(&COMPAT_PROGRAM);
+
+const DEFAULT_PROGRAM: Program = built_in(false);
+const COMPAT_PROGRAM: Program = built_in(true);
+
+const fn built_in(compat: bool) -> Program {
+    match compile(&table::profile(compat)) {
+        Ok(program) => program,
+        Err(_) => panic!("a built-in profile does not fit"),
+    }
+}
+
+/// Without the unused end.
+const fn cut<const N: usize>(program: &Program) -> [Insn; N] {
+    let mut insns = [program.insns[0]; N];
+    let mut i = 0;
+    while i < N {
+        insns[i] = program.insns[i];
+        i += 1;
+    }
+    insns
+}
 
 const LD_W_ABS: u16 = 0x20;
 const JEQ: u16 = 0x15;
@@ -94,7 +118,8 @@ struct Range {
     verdict: Verdict,
 }
 
-const RANGES_MAX: usize = 140;
+/// A tree over more would need a jump of more than one byte.
+const RANGES_MAX: usize = 256;
 
 struct Emitter {
     program: Program,
@@ -156,17 +181,18 @@ impl Emitter {
 
 /// Compiles a profile.
 ///
-/// # Panics
-/// When it does not fit a bound of this module: at build time for ours.
-#[must_use]
-pub const fn compile(profile: &Profile) -> Program {
+/// # Errors
+/// Verdicts change more than [`RANGES_MAX`] times from one number to the next.
+pub const fn compile(profile: &Profile) -> Result<Program, &'static str> {
     // Runs of equal verdicts.
     let mut ranges = [Range { from: 0, verdict: Verdict::Enosys }; RANGES_MAX];
     let mut n = 0;
     let mut nr = 0;
     while nr < profile.len() {
         if n == 0 || ranges[n - 1].verdict as u8 != profile[nr] as u8 {
-            assert!(n < RANGES_MAX - 1, "RANGES_MAX is too small");
+            if n == RANGES_MAX - 1 {
+                return Err("more than 255 ranges");
+            }
             ranges[n] = Range { from: nr as u32, verdict: profile[nr] };
             n += 1;
         }
@@ -220,7 +246,44 @@ pub const fn compile(profile: &Profile) -> Program {
     }
     e.push(RET, 0, 0, RET_EPERM);
     e.push(RET, 0, 0, RET_ALLOW);
-    e.program
+    Ok(e.program)
+}
+
+/// Whether a program from elsewhere is one that [`compile`] could have made: bounded, forward jumps only, loads of the call's
+/// data, verdicts that allow or give an errno, and never another architecture.
+///
+/// # Errors
+/// What is wrong.
+pub fn verify(program: &[Insn]) -> Result<(), &'static str> {
+    let head = [
+        Insn { code: LD_W_ABS, jt: 0, jf: 0, k: OFF_ARCH },
+        Insn { code: JEQ, jt: 1, jf: 0, k: ARCH },
+        Insn { code: RET, jt: 0, jf: 0, k: RET_ENOSYS },
+    ];
+    if program.len() > INSNS_MAX {
+        return Err("more than 544 instructions");
+    }
+    if !program.starts_with(&head) {
+        return Err("does not begin by refusing other architectures");
+    }
+    if program.last().is_none_or(|i| i.code != RET) {
+        return Err("does not end with a verdict");
+    }
+    for (at, i) in program.iter().enumerate() {
+        let left = program.len() - at - 1;
+        let fits = |jump: usize| jump < left;
+        let ok = match i.code {
+            LD_W_ABS => i.k < 64 && i.k.is_multiple_of(4),
+            JEQ | JGE | JSET => fits(i.jt.into()) && fits(i.jf.into()),
+            JA => usize::try_from(i.k).is_ok_and(fits),
+            RET => i.k == RET_ALLOW || i.k & 0xffff_0000 == libc::SECCOMP_RET_ERRNO,
+            _ => false,
+        };
+        if !ok {
+            return Err("an instruction, a jump or a verdict that is not allowed");
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,8 +2,6 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -12,12 +10,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{self, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net;
 
+use super::event::event_of;
+pub use super::event::{ConnectId, Event, ExecId};
+use super::message::{recv_with_fds, send_with_fds};
 use super::wire::{self, Reply, Request};
 pub use super::wire::{Condition, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
 use crate::error::{Error, Result};
-use crate::launch::Step;
 use crate::pod::PodSpec;
 use crate::sys::Strings;
 use crate::userns::IdMap;
@@ -37,7 +37,7 @@ const LOCK_WAIT: Duration = Duration::from_millis(100);
 /// What the caller hands to a pod. The shim gets duplicates; the caller may close its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PodFds<'a> {
-    /// Network namespace; without one the pod is in the caller's.
+    /// Network namespace; without one the pod's spec says that it runs in the caller's.
     pub netns: Option<BorrowedFd<'a>>,
     /// The pod's TUN. Only kept open.
     pub tun: Option<BorrowedFd<'a>>,
@@ -46,119 +46,13 @@ pub struct PodFds<'a> {
     pub userns: Option<(BorrowedFd<'a>, IdMap)>,
 }
 
-/// Names a program started by [`Shim::exec`] on this connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ExecId(pub u64);
-
-/// What a shim tells.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// A snapshot: the answer to [`Shim::request_status`], the first thing after an attach, and what a client gets
-    /// that was too slow to take every event.
-    Status(PodStatus),
-    /// A container's program has been executed.
-    Started {
-        /// Which.
-        container: String,
-        /// PID in the shim's PID namespace.
-        pid: u32,
-        /// Starts before this one.
-        restarts: u32,
-    },
-    /// Readiness changed.
-    Ready {
-        /// Which.
-        container: String,
-        /// This container.
-        ready: bool,
-        /// All main containers.
-        pod_ready: bool,
-    },
-    /// A container ended.
-    Exited {
-        /// Which.
-        container: String,
-        /// How.
-        exit: Exit,
-        /// When it will be started again.
-        restart_in_ms: Option<u32>,
-    },
-    /// A container could not be started.
-    Failed {
-        /// Which.
-        container: String,
-        /// At which step of the launch.
-        step: Step,
-        /// With which errno.
-        errno: i32,
-        /// On what, and what it means.
-        text: String,
-        /// When it will be tried again.
-        retry_in_ms: Option<u32>,
-    },
-    /// The liveness probe gave a container up; it is being killed.
-    Unhealthy {
-        /// Which.
-        container: String,
-        /// What the probe saw last.
-        text: String,
-    },
-    /// The machine could not give something.
-    Condition(Condition),
-    /// Every container is gone and none will be started again. The shim waits for [`Shim::quit`].
-    Stopped,
-    /// A program of [`Shim::exec`] runs.
-    ExecStarted {
-        /// Which.
-        exec: ExecId,
-        /// PID in the shim's PID namespace.
-        pid: u32,
-    },
-    /// It ended.
-    ExecExited {
-        /// Which.
-        exec: ExecId,
-        /// How.
-        exit: Exit,
-    },
-    /// It could not be started.
-    ExecFailed {
-        /// Which.
-        exec: ExecId,
-        /// At which step of the launch.
-        step: Step,
-        /// With which errno.
-        errno: i32,
-        /// On what, and what it means.
-        text: String,
-    },
-    /// The terminal of a program of [`Shim::exec_terminal`].
-    Terminal {
-        /// Which.
-        exec: ExecId,
-        /// The end that is ours.
-        fd: OwnedFd,
-    },
-    /// The answer to [`Shim::request_fds`].
-    Fds {
-        /// Network namespace.
-        netns: Option<OwnedFd>,
-        /// The pod's TUN.
-        tun: Option<OwnedFd>,
-        /// User namespace.
-        userns: Option<OwnedFd>,
-    },
-    /// The shim closed the connection: it quit, or it died and its containers with it. Always the last event.
-    Gone,
-}
-
 /// A connection to a pod's shim. Dropping it does nothing to the pod.
 #[derive(Debug)]
 pub struct Shim {
     socket: OwnedFd,
     dir: PathBuf,
-    next_exec: u64,
+    /// Of programs and of connections.
+    next_id: u64,
     /// The shim's pidfd, when it is a child of ours that has not been reaped.
     child: Option<OwnedFd>,
     backlog: VecDeque<Event>,
@@ -175,6 +69,10 @@ impl Shim {
     /// directory has one. No process is left.
     pub fn spawn(exe: &Path, spec: &PodSpec, fds: PodFds<'_>) -> Result<Self> {
         spec.check()?;
+        if spec.host_network == fds.netns.is_some() {
+            let why = "either a network namespace or the node's own network";
+            return Err(Error::Spec { field: "host_network".into(), why });
+        }
         let lock = lock(&spec.dir)?;
         let bytes = spec.encode()?;
         let memfd = rustix::fs::memfd_create("pod", rustix::fs::MemfdFlags::CLOEXEC)
@@ -196,7 +94,7 @@ impl Shim {
         let mut shim = Self {
             socket: ours,
             dir: spec.dir.clone(),
-            next_exec: 1,
+            next_id: 1,
             child: Some(child),
             backlog: VecDeque::new(),
             gone: false,
@@ -241,7 +139,7 @@ impl Shim {
         let mut shim = Self {
             socket,
             dir: dir.to_path_buf(),
-            next_exec: 1,
+            next_id: 1,
             child: None,
             backlog: VecDeque::new(),
             gone: false,
@@ -342,9 +240,9 @@ impl Shim {
     /// # Errors
     /// As [`request_status`](Self::request_status); [`Error::Format`] when it is larger than 64 KiB.
     pub fn exec(&mut self, spec: &ExecSpec, stdio: [BorrowedFd<'_>; 3]) -> Result<ExecId> {
-        let id = self.next_exec;
+        let id = self.next_id;
         self.send(&Request::Exec(id, spec.clone()), &stdio)?;
-        self.next_exec += 1;
+        self.next_id += 1;
         Ok(ExecId(id))
     }
 
@@ -354,10 +252,38 @@ impl Shim {
     /// # Errors
     /// As [`exec`](Self::exec).
     pub fn exec_terminal(&mut self, spec: &ExecSpec) -> Result<ExecId> {
-        let id = self.next_exec;
+        let id = self.next_id;
         self.send(&Request::ExecTerminal(id, spec.clone()), &[])?;
-        self.next_exec += 1;
+        self.next_id += 1;
         Ok(ExecId(id))
+    }
+
+    /// Asks for the input and output of a container's program: [`Event::Attached`] or [`Event::AttachFailed`].
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn attach_to(&mut self, container: &str) -> Result<()> {
+        self.send(&Request::AttachTo { container: container.to_owned() }, &[])
+    }
+
+    /// Lets a container's input end once those who attached have closed it. A terminal's input does not end.
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn close_stdin(&mut self, container: &str) -> Result<()> {
+        self.send(&Request::CloseStdin { container: container.to_owned() }, &[])
+    }
+
+    /// Asks for a TCP connection to a port of the pod, made inside it (127.0.0.1, then ::1): [`Event::Connected`] or
+    /// [`Event::ConnectFailed`].
+    ///
+    /// # Errors
+    /// As [`request_status`](Self::request_status).
+    pub fn connect(&mut self, port: u16) -> Result<ConnectId> {
+        let id = self.next_id;
+        self.send(&Request::Connect { connect: id, port }, &[])?;
+        self.next_id += 1;
+        Ok(ConnectId(id))
     }
 
     /// Kills a program of [`exec`](Self::exec).
@@ -527,39 +453,6 @@ fn execute(exe: &Path, spec: &PodSpec, socket: OwnedFd) -> Result<OwnedFd> {
     .map_err(|e| Error::sys("spawn", exe.display(), e))
 }
 
-fn event_of(reply: Reply, fds: Vec<OwnedFd>) -> Option<Event> {
-    Some(match reply {
-        Reply::Status(s) => Event::Status(s),
-        Reply::Started { container, pid, restarts } => Event::Started { container, pid, restarts },
-        Reply::Ready { container, ready, pod_ready } => {
-            Event::Ready { container, ready, pod_ready }
-        }
-        Reply::Exited { container, exit, restart_in_ms } => {
-            Event::Exited { container, exit, restart_in_ms }
-        }
-        Reply::Failed { container, step, errno, text, retry_in_ms } => {
-            Event::Failed { container, step, errno, text, retry_in_ms }
-        }
-        Reply::Unhealthy { container, text } => Event::Unhealthy { container, text },
-        Reply::Stopped => Event::Stopped,
-        Reply::ExecStarted { exec, pid } => Event::ExecStarted { exec: ExecId(exec), pid },
-        Reply::ExecExited { exec, exit } => Event::ExecExited { exec: ExecId(exec), exit },
-        Reply::ExecFailed { exec, step, errno, text } => {
-            Event::ExecFailed { exec: ExecId(exec), step, errno, text }
-        }
-        Reply::Fds { netns, tun, userns } => {
-            let mut fds = fds.into_iter();
-            let mut next = |there: bool| if there { fds.next() } else { None };
-            Event::Fds { netns: next(netns), tun: next(tun), userns: next(userns) }
-        }
-        Reply::Condition(c) => Event::Condition(c),
-        Reply::Unsupported => return None,
-        Reply::Terminal { exec } => {
-            Event::Terminal { exec: ExecId(exec), fd: fds.into_iter().next()? }
-        }
-    })
-}
-
 /// The address of a directory's socket. A path in `sun_path` has at most 107 bytes, so it is named through a
 /// descriptor of the directory, which must live as long as the address is used.
 pub(crate) fn socket_address(dir: &Path) -> Result<(OwnedFd, net::SocketAddrUnix)> {
@@ -577,42 +470,4 @@ pub(crate) fn socket_address(dir: &Path) -> Result<(OwnedFd, net::SocketAddrUnix
     let addr =
         net::SocketAddrUnix::new(path).map_err(|e| Error::sys("address", dir.display(), e))?;
     Ok((fd, addr))
-}
-
-/// One message with descriptors beside it.
-pub(crate) fn send_with_fds(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    fds: &[BorrowedFd<'_>],
-) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(wire::FDS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::TOOMANYREFS);
-    }
-    net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// One message, cut at the buffer's length, and the descriptors beside it. Length 0 is the end.
-pub(crate) fn recv_with_fds(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-) -> rustix::io::Result<(usize, Vec<OwnedFd>)> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(wire::FDS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = net::recvmsg(
-        socket,
-        &mut [std::io::IoSliceMut::new(buffer)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    Ok((got.bytes, fds))
 }

@@ -1,16 +1,22 @@
 //! One shim per pod: launches its containers, watches, logs, probes and restarts them, and outlives the agent.
 //!
 //! - [`core`]: decides (pure). - [`client`]: the agent's end. - `wire`: their messages.
-//! - `setup`: from a fresh process to a shim in its pod's namespaces. - `shell`: the loop that does what the core says.
+//! - `setup`: from a fresh process to a shim in its pod's namespaces. - `shell`: the loop that does what the core says,
+//!   with `join` (exec), `checks` (probes), `streams` (output, attach, port-forward) and `server` (its clients).
 
+mod checks;
 pub mod client;
 pub mod core;
+mod event;
+mod join;
+mod message;
 mod server;
 mod setup;
 mod shell;
+mod streams;
 mod wire;
 
-pub use client::{Event, ExecId, PodFds, Shim, last_status};
+pub use client::{ConnectId, Event, ExecId, PodFds, Shim, last_status};
 pub use wire::{Condition, ContainerState, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
 
 /// The shim role of the binary: `quelead shim <pod id>`, spawned by [`Shim::spawn`] only. Returns the

@@ -7,8 +7,8 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with};
 
-use super::client::{recv_with_fds, send_with_fds};
 use super::core::Input;
+use super::message::{recv_with_fds, send_with_fds};
 use super::shell::{Owner, Shell};
 use super::wire::{self, MESSAGE_BYTES_MAX, Reply, Request};
 use crate::launch::{Failure, Step};
@@ -90,6 +90,12 @@ impl Shell {
         {
             c.waiting.push_back(reply);
         }
+    }
+
+    /// To one, with descriptors; false when it is not there or does not take them now.
+    pub(super) fn hand_over(&mut self, client: u64, reply: &Reply, fds: &[BorrowedFd<'_>]) -> bool {
+        let c = self.clients.iter_mut().find(|c| c.id == client);
+        c.is_some_and(|c| c.waiting.is_empty() && c.send(reply, fds) && !c.gone)
     }
 
     pub(super) fn client_ready(&mut self, i: usize, events: PollFlags) {
@@ -176,6 +182,9 @@ impl Shell {
                     self.kill_joined(k);
                 }
             }
+            Request::AttachTo { container } => self.attach_to(client, container),
+            Request::CloseStdin { container } => self.close_stdin(&container),
+            Request::Connect { connect, port } => self.dial(client, connect, port),
             Request::Fds => self.give_fds(client),
             Request::Quit => self.quit |= self.stopped(),
             Request::Signal { container, signal } => {
@@ -200,10 +209,7 @@ impl Shell {
         });
         match started {
             Ok(ours) => {
-                let c = self.clients.iter_mut().find(|c| c.id == client);
-                if c.is_some_and(|c| {
-                    c.waiting.is_empty() && c.send(&Reply::Terminal { exec }, &[ours.as_fd()])
-                }) {
+                if self.hand_over(client, &Reply::Terminal { exec }, &[ours.as_fd()]) {
                     return;
                 }
                 // Nobody can use a terminal that could not be handed over.
@@ -241,6 +247,7 @@ impl Shell {
 
     /// What it started ends with it.
     pub(super) fn client_gone(&mut self, id: u64) {
+        self.forget_streams(id);
         for k in 0..self.joined.len() {
             let owner = self.joined.get(k).map(|j| j.owner);
             if matches!(owner, Some(Owner::Client { client, .. }) if client == id) {

@@ -7,11 +7,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net;
 
-use super::client::{SOCKET_NAME, recv_with_fds, send_with_fds, socket_address};
+use super::client::{SOCKET_NAME, socket_address};
+use super::message::{recv_with_fds, send_with_fds};
 use super::shell::{Held, Shell};
 use super::wire::{self, Condition, Reply, Request};
+use crate::cgroup::devices;
 use crate::error::{Error, Result};
-use crate::launch::Step;
+use crate::launch::{Step, Volumes};
 use crate::pod::{PodSpec, SPEC_BYTES_MAX};
 use crate::{cgroup, sys};
 
@@ -83,6 +85,8 @@ fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
         netns: netns_fd,
         tun: tun_fd,
         userns: userns_fd.zip(userns),
+        volumes: None,
+        device_filter: false,
     };
     Ok((spec, held))
 }
@@ -116,14 +120,20 @@ fn open_dir(dir: &Path) -> Result<OwnedFd> {
 type Entered = (PodSpec, Held, OwnedFd, Vec<Condition>);
 
 /// Cgroups, namespaces, socket. The socket is last: who can connect finds a working shim.
-fn enter(mut spec: PodSpec, held: Held) -> Result<Entered> {
+fn enter(mut spec: PodSpec, mut held: Held) -> Result<Entered> {
     let mut conditions = Vec::new();
     cgroups(&mut spec, &mut conditions);
+    held.device_filter = spec.cgroup.is_some() && device_filters(&spec, &mut conditions);
     // Lowering needs CAP_SYS_RESOURCE, which a developer's machine may not give.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
-    if let Some(netns) = &held.netns {
-        sys::setns(netns.as_fd(), libc::CLONE_NEWNET)
-            .map_err(|e| Error::sys("setns", "network namespace", e))?;
+    match &held.netns {
+        Some(netns) => sys::setns(netns.as_fd(), libc::CLONE_NEWNET)
+            .map_err(|e| Error::sys("setns", "network namespace", e))?,
+        None if spec.host_network => {}
+        None => {
+            let why = "a pod without a network namespace that did not ask for the node's";
+            return Err(Error::Spec { field: "host_network".into(), why });
+        }
     }
     // The containers inherit these: nothing else has to hold them together.
     sys::unshare(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS)
@@ -132,6 +142,11 @@ fn enter(mut spec: PodSpec, held: Held) -> Result<Entered> {
         .map_err(|e| Error::sys("sethostname", &spec.hostname, e))?;
     if held.userns.is_none() {
         conditions.push(Condition::NoUserns);
+    }
+    if !spec.volumes.is_empty() {
+        let outside = held.userns.as_ref().map_or(0, |(_, map)| map.outside);
+        let made = Volumes::make(&spec.volumes, outside, &spec.dir);
+        held.volumes = Some(made.map_err(|e| Error::sys("make", "volumes of the pod", e))?);
     }
     match rustix::fs::mkdirat(&held.dir, "logs", Mode::from_raw_mode(0o750)) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -160,17 +175,30 @@ fn cgroups(spec: &mut PodSpec, conditions: &mut Vec<Condition>) {
     }
     let mut limit = |name: &str, dir: &Path, resources| {
         for (file, errno) in cgroup::limit(dir, resources) {
-            conditions.push(Condition::NoLimit {
-                container: name.to_owned(),
-                file: file.to_owned(),
-                errno,
-            });
+            conditions.push(Condition::NoLimit { container: name.to_owned(), file, errno });
         }
     };
     limit("", &pod, &spec.resources);
     for c in &spec.containers {
         limit(&c.name, &pod.join(&c.name), &c.resources);
     }
+}
+
+/// Lets each container's cgroup use the devices of its spec and no others. False when one could not be told so.
+fn device_filters(spec: &PodSpec, conditions: &mut Vec<Condition>) -> bool {
+    let Some(pod) = &spec.cgroup else { return false };
+    let mut all = true;
+    for c in &spec.containers {
+        let mut rules = devices::ALWAYS.to_vec();
+        // One that is not there fails the launch, which says so.
+        rules.extend(c.devices.iter().filter_map(|d| devices::rule_of(d).ok()));
+        if let Err(e) = devices::restrict(&pod.join(&c.name), &rules) {
+            all = false;
+            let errno = e.errno().unwrap_or(0);
+            conditions.push(Condition::NoDeviceFilter { container: c.name.clone(), errno });
+        }
+    }
+    all
 }
 
 fn listen(spec: &PodSpec, held: &Held) -> Result<OwnedFd> {

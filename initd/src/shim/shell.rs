@@ -8,24 +8,20 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::checks::Connecting;
 use super::client::STATUS_NAME;
 use super::core::{Input, Output, Supervisor, Which};
+use super::join::Joined;
 use super::server::{Client, accept};
+use super::streams::{Attached, Dialing, READS_MAX};
 use super::wire::{self, Condition, ContainerStatus, Exit, PodStatus, Reply};
 use crate::error::Result;
-use crate::launch::{self, Context, Failure, Launched, Plan, Step, Told};
+use crate::launch::{self, Context, Failure, Holder, Launched, Plan, Step, Told, Volumes};
 use crate::log::{Stream, Writer};
-use crate::pod::{Check, PodSpec};
-use crate::probe::{Progress, TcpCheck};
+use crate::pod::{PodSpec, Stdin};
 use crate::userns::IdMap;
 use crate::{cgroup, sys};
 
-/// Read from a log pipe at once.
-const CHUNK_BYTES: usize = 8 << 10;
-/// Reads from one pipe before others get their turn.
-const READS_MAX: usize = 8;
-/// Most programs that joined containers, checks included; more are refused.
-pub(super) const JOINED_MAX: usize = 64;
 /// A stopped pod's shim ends by itself after this time without a client. Its status is on disk.
 const LINGER_US: u64 = 30_000_000;
 
@@ -39,25 +35,31 @@ pub(super) struct Held {
     pub(super) netns: Option<OwnedFd>,
     pub(super) tun: Option<OwnedFd>,
     pub(super) userns: Option<(OwnedFd, IdMap)>,
+    pub(super) volumes: Option<Volumes>,
+    /// The containers' cgroups have their device filters.
+    pub(super) device_filter: bool,
 }
 
 /// The first process of a container.
-struct Process {
-    launched: Launched,
+pub(super) struct Process {
+    pub(super) launched: Launched,
     /// Until the program runs.
-    told: Option<Told>,
+    pub(super) told: Option<Told>,
     failure: Option<Failure>,
-    in_userns: bool,
+    pub(super) in_userns: bool,
     /// Its devpts, for terminals.
-    pts: Option<OwnedFd>,
+    pub(super) pts: Option<OwnedFd>,
 }
 
 #[derive(Default)]
 pub(super) struct Container {
-    process: Option<Process>,
-    log: Option<Writer>,
-    output: [Option<OwnedFd>; 2],
-    cgroup: Option<PathBuf>,
+    pub(super) process: Option<Process>,
+    pub(super) log: Option<Writer>,
+    /// Read ends of its output and errors; the first is our end of its terminal, if it has one.
+    pub(super) output: [Option<OwnedFd>; 2],
+    /// Write end of its input, if that is a pipe.
+    pub(super) input: Option<OwnedFd>,
+    pub(super) cgroup: Option<PathBuf>,
     oom_before: u64,
     last_exit: Option<Exit>,
     last_failure: Option<(Step, i32, String)>,
@@ -70,22 +72,6 @@ pub(super) enum Owner {
     Check(usize, Which),
 }
 
-pub(super) struct Joined {
-    pub(super) owner: Owner,
-    launched: Launched,
-    told: Option<Told>,
-    failure: Option<Failure>,
-    cgroup: Option<PathBuf>,
-    gone: bool,
-}
-
-struct Connecting {
-    container: usize,
-    which: Which,
-    check: TcpCheck,
-    gone: bool,
-}
-
 pub(super) struct Shell {
     pub(super) spec: PodSpec,
     pub(super) held: Held,
@@ -93,10 +79,14 @@ pub(super) struct Shell {
     pub(super) clients: Vec<Client>,
     next_client: u64,
     supervisor: Supervisor,
-    containers: Vec<Container>,
+    pub(super) containers: Vec<Container>,
+    /// PID 1 of the pod, when its containers share a PID namespace.
+    holder: Option<Holder>,
     pub(super) joined: Vec<Joined>,
-    next_exec: u64,
-    checks: Vec<Connecting>,
+    pub(super) next_exec: u64,
+    pub(super) checks: Vec<Connecting>,
+    pub(super) attached: Vec<Attached>,
+    pub(super) dialing: Vec<Dialing>,
     conditions: Vec<Condition>,
     epoch: Instant,
     stopped_at_us: Option<u64>,
@@ -116,6 +106,7 @@ enum Token {
     JoinedErrors(usize),
     JoinedEnded(usize),
     Check(usize),
+    Dialing(usize),
 }
 
 #[derive(Default)]
@@ -156,9 +147,12 @@ impl Shell {
             listener,
             clients: vec![Client::new(0, spawner)],
             next_client: 1,
+            holder: None,
             joined: Vec::new(),
             next_exec: 0,
             checks: Vec::new(),
+            attached: Vec::new(),
+            dialing: Vec::new(),
             conditions,
             epoch: Instant::now(),
             stopped_at_us: None,
@@ -167,7 +161,7 @@ impl Shell {
         })
     }
 
-    fn now_us(&self) -> u64 {
+    pub(super) fn now_us(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
@@ -278,21 +272,35 @@ impl Shell {
             log.end(now_ns);
             log.open().map_err(log_failed)?;
         }
-        let (out_read, out_write) = log_pipe().map_err(log_failed)?;
-        let (err_read, err_write) = log_pipe().map_err(log_failed)?;
+        let (output, input, stdio) = streams(spec.stdin).map_err(log_failed)?;
         let cgroup_failed = |e| Failure::new(Step::Cgroup, e, format!("cgroup of {}", spec.name));
         let cgroup =
             c.cgroup.as_ref().map(|p| open_cgroup(p)).transpose().map_err(cgroup_failed)?;
         c.oom_before = c.cgroup.as_ref().map_or(0, |p| cgroup::oom_kills(p));
+        if self.spec.share_pid && !self.holder.as_ref().is_some_and(Holder::lives) {
+            let userns = self.held.userns.as_ref().map(|(fd, _)| fd.as_fd());
+            self.holder = Some(Holder::start(userns)?);
+        }
         let context = Context {
             userns: self.held.userns.as_ref().map(|(fd, map)| (fd.as_fd(), *map)),
             cgroup: cgroup.is_some(),
+            pids: self.holder.as_ref().map(Holder::pidfd),
+            volumes: self.held.volumes.as_ref(),
+            device_filter: self.held.device_filter,
+            place: &self.spec.dir,
         };
-        let mut plan = Plan::container(&context, spec, [None, Some(out_write), Some(err_write)])?;
+        let mut plan = Plan::container(&context, spec, stdio)?;
         let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;
         let fresh = std::mem::take(&mut plan.conditions);
         let in_userns = plan.in_userns();
-        c.output = [Some(out_read), Some(err_read)];
+        c.output = match plan.master.take() {
+            Some(terminal) => {
+                rustix::io::ioctl_fionbio(&terminal, true).map_err(log_failed)?;
+                [Some(terminal), None]
+            }
+            None => output,
+        };
+        c.input = input;
         let mut told = plan.told();
         let pts = told.pts.take();
         c.process = Some(Process { launched, told: Some(told), failure: None, in_userns, pts });
@@ -324,137 +332,13 @@ impl Shell {
         self.containers.get(i).and_then(|c| c.process.as_ref()).map_or(0, |p| p.launched.pid)
     }
 
-    fn begin_check(&mut self, i: usize, which: Which) -> Option<Input> {
-        let spec = self.spec.containers.get(i)?;
-        let probe = match which {
-            Which::Ready => spec.ready.as_ref(),
-            Which::Live => spec.live.as_ref(),
-        }?;
-        let bad = Some(Input::Checked(i, which, false));
-        let started = match &probe.check {
-            Check::Http { port, path } => TcpCheck::start(*port, Some(path)),
-            Check::Tcp { port } => TcpCheck::start(*port, None),
-            Check::Exec { argv } => {
-                let exec = super::ExecSpec {
-                    container: spec.name.clone(),
-                    argv: argv.clone(),
-                    env: Vec::new(),
-                    workdir: String::new(),
-                    user: String::new(),
-                };
-                return match self.join(Owner::Check(i, which), &exec, [None, None, None], false) {
-                    Ok(_) => None,
-                    Err(_) => bad,
-                };
-            }
-        };
-        match started {
-            Ok(check) => {
-                self.checks.push(Connecting { container: i, which, check, gone: false });
-                None
-            }
-            Err(_) => bad,
-        }
-    }
-
-    fn cancel_check(&mut self, i: usize, which: Which) {
-        self.checks.retain(|c| (c.container, c.which) != (i, which));
-        for k in 0..self.joined.len() {
-            if self.joined.get(k).is_some_and(|j| j.owner == Owner::Check(i, which)) {
-                self.kill_joined(k);
-            }
-        }
-    }
-
-    /// Starts a program inside a running container.
-    pub(super) fn join(
-        &mut self,
-        owner: Owner,
-        exec: &super::ExecSpec,
-        stdio: launch::Stdio,
-        terminal: bool,
-    ) -> Result<u32, Failure> {
-        let none = |errno, text: &str| Failure::new(Step::Spec, errno, text);
-        if self.joined.len() >= JOINED_MAX {
-            return Err(none(
-                Errno::AGAIN,
-                "64 programs have joined this pod's containers already",
-            ));
-        }
-        let at = self.spec.containers.iter().position(|c| c.name == exec.container);
-        let (i, spec) = at
-            .and_then(|i| Some((i, self.spec.containers.get(i)?)))
-            .ok_or_else(|| none(Errno::NOENT, "no such container in the pod"))?;
-        let c = self.containers.get(i);
-        let process = c
-            .and_then(|c| c.process.as_ref())
-            .filter(|p| p.told.is_none())
-            .ok_or_else(|| none(Errno::SRCH, "the container is not running"))?;
-        let n = self.next_exec;
-        let dir = c.and_then(|c| c.cgroup.as_ref()).map(|p| p.join(format!("exec-{n}")));
-        let cgroup_failed = |e| Failure::new(Step::Cgroup, e, "cgroup of the program");
-        let cgroup = match &dir {
-            Some(dir) => {
-                rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)).map_err(cgroup_failed)?;
-                Some(open_cgroup(dir).map_err(cgroup_failed)?)
-            }
-            None => None,
-        };
-        let context = Context {
-            userns: self.held.userns.as_ref().map(|(fd, map)| (fd.as_fd(), *map)),
-            cgroup: cgroup.is_some(),
-        };
-        let joining =
-            launch::Joining { pidfd: process.launched.pidfd.as_fd(), in_userns: process.in_userns };
-        let started =
-            Plan::join(&context, spec, &joining, exec, stdio, terminal).and_then(|plan| {
-                let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;
-                Ok((launched, plan.told()))
-            });
-        match started {
-            Ok((launched, told)) => {
-                let pid = launched.pid;
-                self.next_exec += 1;
-                self.joined.push(Joined {
-                    owner,
-                    launched,
-                    told: Some(told),
-                    failure: None,
-                    cgroup: dir,
-                    gone: false,
-                });
-                Ok(pid)
-            }
-            Err(e) => {
-                let _ = dir.map(|d| cgroup::remove_tree(&d));
-                Err(e)
-            }
-        }
-    }
-
-    /// A new terminal of a running container. Nothing that the container could have put into its `/dev` is looked at.
-    pub(super) fn terminal(&self, container: &str) -> Result<(OwnedFd, OwnedFd), Failure> {
-        let i = self.spec.containers.iter().position(|c| c.name == container);
-        let process = i.and_then(|i| self.containers.get(i)).and_then(|c| c.process.as_ref());
-        let pts = process.and_then(|p| p.pts.as_ref()).ok_or_else(|| {
-            Failure::new(Step::Spec, Errno::SRCH, "no such container, or it is not running")
-        })?;
-        sys::terminal(pts.as_fd()).map_err(|e| Failure::new(Step::Stdio, e, "a new terminal"))
-    }
-
-    pub(super) fn kill_joined(&mut self, k: usize) {
-        let Some(j) = self.joined.get(k) else { return };
-        if let Some(dir) = &j.cgroup {
-            let _ = cgroup::kill(dir);
-        }
-        let _ = sys::pidfd_signal(j.launched.pidfd.as_fd(), libc::SIGKILL);
-    }
-
     /// Waits for something to happen or to be due.
     fn wait(&mut self) -> Vec<(Token, PollFlags)> {
         let now = self.now_us();
         let linger = self.stopped_at_us.map(|at| at + LINGER_US);
-        let deadline = [self.supervisor.next_deadline(), linger].into_iter().flatten().min();
+        let dialing = self.dialing.iter().map(|d| d.until_us).min();
+        let deadlines = [self.supervisor.next_deadline(), linger, dialing];
+        let deadline = deadlines.into_iter().flatten().min();
         let timeout = deadline.map(|at| {
             let us = at.saturating_sub(now);
             Timespec { tv_sec: (us / 1_000_000) as i64, tv_nsec: (us % 1_000_000 * 1000) as _ }
@@ -499,6 +383,9 @@ impl Shell {
         for (k, c) in self.checks.iter().enumerate() {
             add(Token::Check(k), c.check.as_fd(), c.check.events());
         }
+        for (k, d) in self.dialing.iter().enumerate() {
+            add(Token::Dialing(k), d.socket.as_fd(), PollFlags::OUT);
+        }
         (watched.tokens, watched.fds)
     }
 
@@ -518,6 +405,7 @@ impl Shell {
             Token::JoinedErrors(k) => self.joined_reported(k),
             Token::JoinedEnded(k) => self.joined_ended(k),
             Token::Check(k) => self.check_ready(k),
+            Token::Dialing(k) => self.dialed(k),
         }
     }
 
@@ -538,6 +426,7 @@ impl Shell {
         self.clients.retain(|c| !c.gone);
         self.joined.retain(|j| !j.gone);
         self.checks.retain(|c| !c.gone);
+        self.dialing_due();
     }
 
     fn launch_reported(&mut self, i: usize) {
@@ -567,8 +456,14 @@ impl Shell {
         let Some(c) = self.containers.get_mut(i) else { return };
         let Some(p) = c.process.take() else { return };
         c.output = [None, None];
+        c.input = None;
+        self.attached.retain(|a| a.container != i);
         if let Some(log) = &mut c.log {
             log.end(wall_ns());
+        }
+        if let Some(dir) = c.cgroup.as_ref().filter(|_| self.spec.share_pid) {
+            // With a PID namespace of its own the end of its first process would have ended the others.
+            let _ = cgroup::kill(dir);
         }
         if let Some(failure) = p.failure {
             self.note_failure(i, failure);
@@ -579,79 +474,6 @@ impl Shell {
         exit.oom = c.cgroup.as_ref().is_some_and(|dir| cgroup::oom_kills(dir) > c.oom_before);
         c.last_exit = Some(exit);
         self.feed(Input::Exited(i, exit));
-    }
-
-    fn output(&mut self, i: usize, stream: Stream, reads: usize) {
-        let Some(c) = self.containers.get_mut(i) else { return };
-        let (Some(slot), Some(log)) = (c.output.get_mut(stream as usize), &mut c.log) else {
-            return;
-        };
-        let mut chunk = [0u8; CHUNK_BYTES];
-        for _ in 0..reads {
-            let Some(fd) = slot.as_ref() else { return };
-            match rustix::io::read(fd, &mut chunk) {
-                Ok(0) => *slot = None,
-                Ok(n) => log.feed(stream, chunk.get(..n).unwrap_or_default(), wall_ns()),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(_) => *slot = None,
-            }
-        }
-    }
-
-    fn joined_reported(&mut self, k: usize) {
-        let Some(j) = self.joined.get_mut(k) else { return };
-        let Some(told) = &j.told else { return };
-        match read_report(&j.launched) {
-            Reported::Nothing => {}
-            Reported::Runs => {
-                j.told = None;
-                if let Owner::Client { client, exec } = j.owner {
-                    let pid = j.launched.pid;
-                    self.tell_one(client, Reply::ExecStarted { exec, pid });
-                }
-            }
-            Reported::Stopped(bytes) => {
-                j.failure = Some(launch::failure(told, &bytes));
-                j.told = None;
-            }
-        }
-    }
-
-    fn joined_ended(&mut self, k: usize) {
-        self.joined_reported(k);
-        let Some(j) = self.joined.get_mut(k).filter(|j| !j.gone) else { return };
-        let Ok(Some(status)) = sys::reap(j.launched.pid) else { return };
-        j.gone = true;
-        if let Some(dir) = j.cgroup.take() {
-            // EBUSY: it left something running. That lives and dies with the container.
-            let _ = rustix::fs::rmdir(&dir);
-        }
-        let exit = exit_of(status);
-        match (j.owner, j.failure.take()) {
-            (Owner::Client { client, exec }, None) => {
-                self.tell_one(client, Reply::ExecExited { exec, exit });
-            }
-            (Owner::Client { client, exec }, Some(f)) => {
-                let Failure { step, errno, text } = f;
-                self.tell_one(client, Reply::ExecFailed { exec, step, errno, text });
-            }
-            (Owner::Check(i, which), failure) => {
-                self.feed(Input::Checked(i, which, failure.is_none() && exit.success()));
-            }
-        }
-    }
-
-    fn check_ready(&mut self, k: usize) {
-        let Some(c) = self.checks.get_mut(k).filter(|c| !c.gone) else { return };
-        let ok = match c.check.advance() {
-            Progress::Pending => return,
-            Progress::Good => true,
-            Progress::Bad(_) => false,
-        };
-        c.gone = true;
-        let (container, which) = (c.container, c.which);
-        self.feed(Input::Checked(container, which, ok));
     }
 
     /// A snapshot.
@@ -713,13 +535,13 @@ impl Shell {
     }
 }
 
-enum Reported {
+pub(super) enum Reported {
     Nothing,
     Runs,
     Stopped([u8; launch::REPORT_BYTES]),
 }
 
-fn read_report(launched: &Launched) -> Reported {
+pub(super) fn read_report(launched: &Launched) -> Reported {
     let mut bytes = [0u8; launch::REPORT_BYTES];
     match rustix::io::read(&launched.errors, &mut bytes) {
         Ok(0) => Reported::Runs,
@@ -736,7 +558,7 @@ fn read_status(report: &OwnedFd) -> Option<i32> {
     }
 }
 
-fn exit_of(status: i32) -> Exit {
+pub(super) fn exit_of(status: i32) -> Exit {
     let exited = libc::WIFEXITED(status);
     Exit {
         code: exited.then(|| libc::WEXITSTATUS(status)),
@@ -745,8 +567,27 @@ fn exit_of(status: i32) -> Exit {
     }
 }
 
-fn open_cgroup(dir: &std::path::Path) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_cgroup(dir: &std::path::Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+type Streams = ([Option<OwnedFd>; 2], Option<OwnedFd>, launch::Stdio);
+
+/// Our ends of the output, our end of the input, and what the program gets. A terminal is made later, in its `/dev/pts`.
+fn streams(stdin: Stdin) -> rustix::io::Result<Streams> {
+    if stdin == Stdin::Terminal {
+        return Ok(([None, None], None, [None, None, None]));
+    }
+    let (out_read, out_write) = log_pipe()?;
+    let (err_read, err_write) = log_pipe()?;
+    let (theirs, ours) = match stdin {
+        Stdin::Pipe => {
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            (Some(read), Some(write))
+        }
+        _ => (None, None),
+    };
+    Ok(([Some(out_read), Some(err_read)], ours, [theirs, Some(out_write), Some(err_write)]))
 }
 
 /// The read end does not block; the write end is the program's and does.
@@ -756,7 +597,7 @@ fn log_pipe() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
-fn wall_ns() -> u64 {
+pub(super) fn wall_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

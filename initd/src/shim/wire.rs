@@ -38,6 +38,12 @@ pub(crate) enum Request {
     ExecKill(u64),
     /// As `Exec`, on a new terminal of the container.
     ExecTerminal(u64, ExecSpec),
+    /// The input and output of a container's program: answered by [`Reply::Attached`] and the descriptors.
+    AttachTo { container: String },
+    /// The end of a container's input, once nobody else has it open.
+    CloseStdin { container: String },
+    /// A TCP connection to a port of the pod: answered by [`Reply::Connected`] and its descriptor.
+    Connect { connect: u64, port: u16 },
 }
 
 /// What a shim says.
@@ -96,6 +102,25 @@ pub(crate) enum Reply {
     Terminal {
         exec: u64,
     },
+    /// Descriptors: the input, if there is one, then the output and the errors.
+    Attached {
+        container: String,
+        input: bool,
+        terminal: bool,
+    },
+    AttachFailed {
+        container: String,
+        errno: i32,
+        text: String,
+    },
+    Connected {
+        connect: u64,
+    },
+    ConnectFailed {
+        connect: u64,
+        errno: i32,
+        text: String,
+    },
 }
 
 /// Something that the machine could not give.
@@ -149,6 +174,13 @@ pub enum Condition {
     Unconfined {
         /// Which.
         container: String,
+    },
+    /// No device filter on the container's cgroup: what keeps it from other devices is that it has no nodes of them.
+    NoDeviceFilter {
+        /// Which.
+        container: String,
+        /// What the kernel said; 0 without a cgroup.
+        errno: i32,
     },
 }
 
@@ -296,6 +328,9 @@ mod tests {
         _H,
         _I,
         _J,
+        _K,
+        _L,
+        _M,
         New { words: Vec<String> },
     }
 

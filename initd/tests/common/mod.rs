@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use initd::cgroup::{Cgroups, NodeCgroup};
-use initd::pod::{ContainerSpec, PodSpec, Restart, RootIdmap, Stop};
+use initd::pod::{ContainerSpec, PodSpec, Restart, Root, RootIdmap, Stop};
 use initd::shim::{Event, Exit, PodFds, Shim};
 use initd::userns::{self, IdMap};
 
@@ -62,7 +62,7 @@ impl Bed {
     pub fn container(&self, words: &[&str]) -> ContainerSpec {
         let argv = std::iter::once("/bin/probe").chain(words.iter().copied());
         ContainerSpec {
-            idmap: RootIdmap::Here,
+            root: Root::Mounted { path: self.root(), idmap: RootIdmap::Here },
             restart: Restart::Never,
             stop: Stop { signal: libc::SIGTERM, grace_ms: 2000 },
             ..ContainerSpec::new("main", self.root(), argv)
@@ -73,6 +73,7 @@ impl Bed {
         let id = "pod-1".to_owned();
         PodSpec {
             hostname: "web-0".into(),
+            host_network: self.netns.is_none(),
             cgroup: self.node.as_ref().map(|n| n.pod(&id)),
             shim_cgroup: self.node.as_ref().map(|n| n.shim(&id)),
             containers,
