@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::frame::{Binding, KeyRing};
 use crate::map::{Record, Replica, Rev};
 use crate::member::{Identity, Member, MemberInfo, Nid, State};
-use crate::message::{Item, Message, read_record, tag};
+use crate::message::{Item, Message, Update, read_record, tag};
 use crate::outbox::{Dest, Outbox, Sender};
 use crate::swim::{Contact, Ctx, Swim};
 use crate::wire::Reader;
@@ -334,7 +334,8 @@ impl Gossip {
         }
         let known = self.swim.table.get(nid).is_some_and(|e| e.member.generation == generation);
         if !known {
-            self.net.push(dest, tag::WHO_ARE_YOU, |_| {});
+            let told = introduces(nid, opened.plain);
+            self.with_swim(step, |swim, ctx| swim.on_unknown(nid, dest, told, ctx));
         }
         Some(())
     }
@@ -438,6 +439,20 @@ fn refuse(result: Result<(), Error>, step: &mut Step<'_>) {
     if let Err(error) = result {
         step.out.push(Output::Event(Event::Refused(error)));
     }
+}
+
+/// Whether a frame's sender says in it who it is.
+fn introduces(nid: Nid, plain: &[u8]) -> bool {
+    let mut reader = Reader::new(plain);
+    let head = reader.u64().and(reader.varint());
+    let mut messages = std::iter::from_fn(|| Message::next(&mut reader));
+    head.is_some()
+        && messages.any(|message| match message {
+            Message::Updates(mut updates) => {
+                std::iter::from_fn(|| Update::read(&mut updates)).any(|u| u.nid == nid)
+            }
+            _ => false,
+        })
 }
 
 fn read_items(mut reader: Reader<'_>) -> Vec<Item> {

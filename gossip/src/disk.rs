@@ -9,9 +9,9 @@
 //! made everything durable. Bytes that make no sense in front of a mark are damage: the log is refused and left alone.
 //! Behind the last mark they are the torn end of a write that nobody was promised: they are cut off.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::api::Persist;
 use crate::core::Restored;
@@ -21,8 +21,10 @@ use crate::member::MemberInfo;
 use crate::message::{Update, put_record, read_record};
 use crate::wire::{Reader, put_text, put_varint};
 
+mod files;
 mod worker;
 
+use files::{Files, LogFile, Real};
 pub(crate) use worker::Worker;
 
 const MAGIC: u16 = 0x51e1;
@@ -48,9 +50,10 @@ mod kind {
 /// The open log of one node.
 #[derive(Debug)]
 pub(crate) struct Disk {
+    files: Arc<dyn Files + Sync>,
     dir: PathBuf,
     name: String,
-    log: File,
+    log: Box<dyn LogFile>,
     /// Written so far.
     len: u64,
     snapshot_len: u64,
@@ -73,33 +76,42 @@ impl Disk {
         name: &str,
         wall_ms: u64,
     ) -> Result<(Disk, Restored, u64), Error> {
-        fs::create_dir_all(dir).map_err(|e| failed("create directory", dir, &e))?;
-        let generation = read_generation(dir)? + 1;
-        write_generation(dir, generation)?;
+        Disk::open_on(Arc::new(Real), dir, name, wall_ms)
+    }
+
+    fn open_on(
+        files: Arc<dyn Files + Sync>,
+        dir: &Path,
+        name: &str,
+        wall_ms: u64,
+    ) -> Result<(Disk, Restored, u64), Error> {
+        let new = files.make_dir(dir).map_err(|e| failed("create directory", dir, &e))?;
+        if let Some(parent) = dir.parent().filter(|_| new) {
+            // Else a power cut takes the directory and with it the boot counter.
+            files.sync_dir(parent).map_err(|e| failed("fsync directory", parent, &e))?;
+        }
+        let generation = read_generation(&*files, dir)? + 1;
+        write_generation(&*files, dir, generation)?;
         let path = dir.join("log");
-        let (restored, keep) = match fs::metadata(&path) {
-            Ok(meta) if meta.len() > LOG_MAX_BYTES => {
-                let reason = "longer than any log of ours";
-                return Err(Error::Corrupt { path, offset_bytes: LOG_MAX_BYTES, reason });
-            }
-            Ok(_) => {
-                let bytes = fs::read(&path).map_err(|e| failed("read", &path, &e))?;
-                load(&bytes, name, &path)?
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (Restored::default(), 0),
-            Err(e) => return Err(failed("stat", &path, &e)),
+        let len = files.len(&path).map_err(|e| failed("stat", &path, &e))?;
+        if len.is_some_and(|len| len > LOG_MAX_BYTES) {
+            let reason = "longer than any log of ours";
+            return Err(Error::Corrupt { path, offset_bytes: LOG_MAX_BYTES, reason });
+        }
+        let bytes = files.read(&path, LOG_MAX_BYTES).map_err(|e| failed("read", &path, &e))?;
+        let (restored, keep) = match bytes {
+            Some(bytes) => load(&bytes, name, &path)?,
+            None => (Restored::default(), 0),
         };
         if keep == 0 {
-            let mut disk = Disk::create(dir, name, wall_ms, &mut std::iter::empty())?;
-            disk.name = name.to_owned();
+            let disk = Disk::create(files, dir, name, wall_ms, &mut std::iter::empty())?;
             return Ok((disk, restored, generation));
         }
-        let mut log =
-            OpenOptions::new().write(true).open(&path).map_err(|e| failed("open", &path, &e))?;
-        log.set_len(keep).map_err(|e| failed("truncate", &path, &e))?;
-        log.seek(SeekFrom::End(0)).map_err(|e| failed("seek", &path, &e))?;
-        log.sync_all().map_err(|e| failed("fsync", &path, &e))?;
+        let mut log = files.open(&path).map_err(|e| failed("open", &path, &e))?;
+        log.truncate(keep).map_err(|e| failed("truncate", &path, &e))?;
+        log.sync().map_err(|e| failed("fsync", &path, &e))?;
         let disk = Disk {
+            files,
             dir: dir.to_owned(),
             name: name.to_owned(),
             log,
@@ -115,19 +127,20 @@ impl Disk {
 
     /// Writes a new log beside the old one and puts it in its place.
     fn create(
+        files: Arc<dyn Files + Sync>,
         dir: &Path,
         name: &str,
         wall_ms: u64,
         entries: &mut dyn Iterator<Item = Entry<'_>>,
     ) -> Result<Disk, Error> {
         let (path, fresh) = (dir.join("log"), dir.join("log.new"));
-        let mut log = File::create(&fresh).map_err(|e| failed("create", &fresh, &e))?;
+        let mut log = files.create(&fresh).map_err(|e| failed("create", &fresh, &e))?;
         let mut batch = Vec::new();
         Entry::Header { name, wall_ms }.write(&mut batch);
         let mut len = 0;
         let mut write = |batch: &mut Vec<u8>, at_least: usize| {
             if batch.len() > at_least {
-                log.write_all(batch).map_err(|e| failed("write", &fresh, &e))?;
+                log.write(batch).map_err(|e| failed("write", &fresh, &e))?;
                 len += batch.len() as u64;
                 batch.clear();
             }
@@ -138,10 +151,11 @@ impl Disk {
             write(&mut batch, 1 << 18)?;
         }
         write(&mut batch, 0)?;
-        log.sync_all().map_err(|e| failed("fsync", &fresh, &e))?;
-        fs::rename(&fresh, &path).map_err(|e| failed("rename", &fresh, &e))?;
-        sync_dir(dir)?;
+        log.sync().map_err(|e| failed("fsync", &fresh, &e))?;
+        files.rename(&fresh, &path).map_err(|e| failed("rename", &fresh, &e))?;
+        sync_dir(&*files, dir)?;
         Ok(Disk {
+            files,
             dir: dir.to_owned(),
             name: name.to_owned(),
             log,
@@ -161,7 +175,9 @@ impl Disk {
             Persist::Dropped { key } => Entry::Dropped(key),
             Persist::Member(info) => Entry::Member(info),
             Persist::Forgotten { name } => Entry::Forgotten(name),
-            Persist::Generation(generation) => return write_generation(&self.dir, *generation),
+            Persist::Generation(generation) => {
+                return write_generation(&*self.files, &self.dir, *generation);
+            }
         };
         if self.broken {
             return Ok(());
@@ -186,7 +202,7 @@ impl Disk {
         if self.batch.is_empty() || self.broken {
             return Ok(());
         }
-        if let Err(e) = self.log.write_all(&self.batch) {
+        if let Err(e) = self.log.write(&self.batch) {
             self.broken = true;
             return Err(failed("write", &self.dir.join("log"), &e));
         }
@@ -202,7 +218,7 @@ impl Disk {
         if !self.unsynced || self.broken {
             return Ok(());
         }
-        if let Err(e) = self.log.sync_data() {
+        if let Err(e) = self.log.sync() {
             // The kernel may have dropped the dirty pages: a second fsync would lie (fsyncgate).
             self.broken = true;
             return Err(failed("fsync", &self.dir.join("log"), &e));
@@ -230,7 +246,7 @@ impl Disk {
     ) -> Result<(), Error> {
         let roster = roster.iter().map(Entry::Member);
         let mut entries = records.map(Entry::Record).chain(roster);
-        match Disk::create(&self.dir, &self.name, wall_ms, &mut entries) {
+        match Disk::create(self.files.clone(), &self.dir, &self.name, wall_ms, &mut entries) {
             Ok(disk) => {
                 *self = disk;
                 Ok(())
@@ -285,14 +301,19 @@ impl Entry<'_> {
                 put_varint(out, *wall_ms);
             }
         }
-        let content = out.get(start + HEAD_BYTES..).unwrap_or(&[]);
-        let (len, crc) = (content.len() as u32, crc32(content));
-        let mut head = MAGIC.to_le_bytes().to_vec();
-        head.extend_from_slice(&len.to_le_bytes());
-        head.extend_from_slice(&crc.to_le_bytes());
-        if let Some(place) = out.get_mut(start..start + HEAD_BYTES) {
-            place.copy_from_slice(&head);
-        }
+        seal(out, start);
+    }
+}
+
+/// Fills in the head of the entry that begins at `start`.
+fn seal(out: &mut [u8], start: usize) {
+    let content = out.get(start + HEAD_BYTES..).unwrap_or(&[]);
+    let (len, crc) = (content.len() as u32, crc32(content));
+    let mut head = MAGIC.to_le_bytes().to_vec();
+    head.extend_from_slice(&len.to_le_bytes());
+    head.extend_from_slice(&crc.to_le_bytes());
+    if let Some(place) = out.get_mut(start..start + HEAD_BYTES) {
+        place.copy_from_slice(&head);
     }
 }
 
@@ -339,6 +360,19 @@ fn load(bytes: &[u8], name: &str, path: &Path) -> Result<(Restored, u64), Error>
 /// For the fuzzer: [`load`] without a file.
 pub(crate) fn load_bytes(bytes: &[u8], name: &str) -> Result<Restored, Error> {
     load(bytes, name, Path::new("log")).map(|(restored, _)| restored)
+}
+
+/// For the fuzzer: contents as a log of this node would hold them, behind a header.
+pub(crate) fn log_of<'a>(name: &str, contents: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    Entry::Header { name, wall_ms: 1 }.write(&mut out);
+    for content in contents {
+        let start = out.len();
+        out.extend_from_slice(&[0; HEAD_BYTES]);
+        out.extend_from_slice(content);
+        seal(&mut out, start);
+    }
+    out
 }
 
 /// Whether some mark after a bad place says that the place had been durable.
@@ -412,16 +446,10 @@ impl Replay {
     }
 }
 
-fn read_generation(dir: &Path) -> Result<u64, Error> {
+fn read_generation(files: &dyn Files, dir: &Path) -> Result<u64, Error> {
     let path = dir.join("generation");
-    let mut bytes = Vec::new();
-    match File::open(&path) {
-        Ok(file) => {
-            file.take(64).read_to_end(&mut bytes).map_err(|e| failed("read", &path, &e))?;
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(e) => return Err(failed("open", &path, &e)),
-    }
+    let bytes = files.read(&path, 64).map_err(|e| failed("read", &path, &e))?;
+    let Some(bytes) = bytes else { return Ok(0) };
     let mut r = Reader::new(&bytes);
     match (r.u64(), r.u32()) {
         (Some(counter), Some(crc)) if crc == crc32(&counter.to_le_bytes()) => Ok(counter),
@@ -429,20 +457,19 @@ fn read_generation(dir: &Path) -> Result<u64, Error> {
     }
 }
 
-fn write_generation(dir: &Path, generation: u64) -> Result<(), Error> {
+fn write_generation(files: &dyn Files, dir: &Path, generation: u64) -> Result<(), Error> {
     let (path, fresh) = (dir.join("generation"), dir.join("generation.new"));
     let counter = generation.to_le_bytes();
-    let mut file = File::create(&fresh).map_err(|e| failed("create", &fresh, &e))?;
+    let mut file = files.create(&fresh).map_err(|e| failed("create", &fresh, &e))?;
     let bytes = [&counter[..], &crc32(&counter).to_le_bytes()].concat();
-    file.write_all(&bytes).map_err(|e| failed("write", &fresh, &e))?;
-    file.sync_all().map_err(|e| failed("fsync", &fresh, &e))?;
-    fs::rename(&fresh, &path).map_err(|e| failed("rename", &fresh, &e))?;
-    sync_dir(dir)
+    file.write(&bytes).map_err(|e| failed("write", &fresh, &e))?;
+    file.sync().map_err(|e| failed("fsync", &fresh, &e))?;
+    files.rename(&fresh, &path).map_err(|e| failed("rename", &fresh, &e))?;
+    sync_dir(files, dir)
 }
 
-fn sync_dir(dir: &Path) -> Result<(), Error> {
-    let sync = || File::open(dir)?.sync_all();
-    sync().map_err(|e| failed("fsync directory", dir, &e))
+fn sync_dir(files: &dyn Files, dir: &Path) -> Result<(), Error> {
+    files.sync_dir(dir).map_err(|e| failed("fsync directory", dir, &e))
 }
 
 fn wall_ms() -> u64 {
@@ -478,5 +505,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
+#[cfg(test)]
+mod crash;
 #[cfg(test)]
 mod tests;

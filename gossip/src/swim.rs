@@ -606,6 +606,10 @@ impl Swim {
         ctx.event(Event::Forgotten { name });
     }
 
+    fn is_forgotten(&self, nid: Nid) -> bool {
+        self.forgotten.contains_key(&nid)
+    }
+
     /// This node is reached elsewhere from now on.
     pub(crate) fn readdress(&mut self, addr: std::net::SocketAddr, ctx: &mut Ctx<'_>) {
         self.table.update(self.table.my_nid(), |entry| {

@@ -88,6 +88,39 @@ fn a_stalled_node_blames_nobody_and_is_back_at_once() {
     assert!(world.nodes[3].events.iter().any(stall));
 }
 
+/// Forgotten while it was only cut off: it steps above that when it hears of it, and nobody asks it for ever who it is.
+#[test]
+fn a_living_node_that_was_forgotten_returns_without_a_storm() {
+    let mut world = joined(21, 4);
+    world.cut = Box::new(|from, to| (from == 2) != (to == 2));
+    world.run(10 * S);
+    assert_eq!(world.state(0, 2), Some(State::Dead));
+    world.input(0, Input::Forget { name: &name(2) });
+    world.run(120 * S);
+    assert!((0..4).filter(|n| *n != 2).all(|n| world.state(n, 2).is_none()), "forgotten by all");
+    world.clear_events();
+    world.cut = Box::new(|_, _| false);
+    assert!(world.until(10 * S, World::agreed).is_some(), "it is back");
+    world.run(5 * S);
+    let sent: u64 = world.nodes.iter().map(|n| n.sent).sum();
+    assert!(sent < 1000, "{sent} datagrams");
+}
+
+/// As above, but it is on its way out.
+#[test]
+fn a_farewell_of_somebody_forgotten_starts_no_storm() {
+    let mut world = joined(22, 4);
+    world.input(2, Input::Leave);
+    world.run(5 * MS);
+    world.clear_events();
+    for node in [0, 1, 3] {
+        world.input(node, Input::Forget { name: &name(2) });
+    }
+    world.run(2 * S);
+    let sent: u64 = world.nodes.iter().map(|n| n.sent).sum();
+    assert!(sent < 200, "{sent} datagrams");
+}
+
 #[test]
 fn wild_clocks_harm_nobody() {
     let mut world = joined(7, 10);

@@ -1,3 +1,5 @@
+use std::fs::{self, File};
+
 use super::*;
 use crate::member::State;
 
@@ -132,7 +134,7 @@ fn a_disk_that_fails_is_given_up_and_says_so_once() {
     filled(&dir);
     let (mut disk, ..) = Disk::open(&dir.0, "me", 5).unwrap();
     // A descriptor that cannot be written stands for a disk that cannot.
-    disk.log = File::open(dir.log()).unwrap();
+    disk.log = Box::new(File::open(dir.log()).unwrap());
     disk.append(&persist("x", 1, b"y")).unwrap();
     assert!(matches!(disk.sync(), Err(Error::File { operation: "write", errno: 9, .. })));
     assert!(!disk.is_sound());

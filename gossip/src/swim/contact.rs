@@ -81,6 +81,17 @@ impl Swim {
         }
     }
 
+    /// A frame of somebody who is not a member, also not by what it said itself (`told`): dropped by an operator, or there
+    /// is no room. Asking again who it is would be answered the same, for ever.
+    pub(crate) fn on_unknown(&mut self, nid: Nid, dest: Dest, told: bool, ctx: &mut Ctx<'_>) {
+        if self.is_forgotten(nid) {
+            // If it lives it steps above that.
+            self.push_update(dest, nid, false, ctx);
+        } else if !told {
+            ctx.net.push(dest, tag::WHO_ARE_YOU, |_| {});
+        }
+    }
+
     /// Looks for somebody: hard while alone, now and then for the dead when not.
     pub(super) fn contact_tick(&mut self, ctx: &mut Ctx<'_>) {
         let alone = self.table.live().is_empty();
