@@ -1,18 +1,50 @@
 //! The kernel command line: the arguments that are ours, and a warning for those that only look like it.
 //!
 //! ```text
-//! quelea.ip=dhcp | off | ADDRESS/PREFIX[,gw=ADDRESS][,dev=NAME]     default dhcp
+//! quelea.ip=dhcp[,dev=NAME|MAC] | off | ADDRESS/PREFIX[,gw=ADDRESS][,dev=NAME|MAC]     default dhcp
 //! quelea.net.wait=SECONDS      how long boot waits for an address   default 30
 //! quelea.hostname=NAME         before DHCP's and /etc/quelea/hostname
 //! quelea.label=KEY=VALUE       may be repeated; handed on to the agent
+//! quelea.join=IP:PORT[,…]      nodes to meet; may be repeated; before DHCP's (option 225)
+//! quelea.ntp=IP[:PORT][,…]     time servers; before DHCP's (option 42)
 //! ```
+//!
+//! Bonds and VLANs are not made here: a machine whose only way out is one of them needs its switch to send untagged
+//! frames on a single port.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Most labels taken from the command line; further ones are refused with a warning.
 pub const LABELS_MAX: usize = 32;
 /// Longest wait for an address; longer ones are cut with a warning.
 pub const NET_WAIT_S_MAX: u32 = 3600;
+
+/// Most nodes to meet; further ones are refused with a warning.
+pub const SEEDS_MAX: usize = 16;
+/// Most time servers; further ones are refused with a warning.
+pub const NTP_MAX: usize = 4;
+/// Where time servers listen (RFC 5905).
+const NTP_PORT: u16 = 123;
+
+/// A network device as an operator names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Device {
+    /// As the kernel calls it; may change from boot to boot on a machine with several.
+    Name(String),
+    /// Its hardware address.
+    Mac([u8; 6]),
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Mac([a, b, c, d, e, g]) => {
+                write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+            }
+        }
+    }
+}
 
 /// How the machine gets an IPv4 address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +61,6 @@ pub enum Ip {
         prefix: u8,
         /// Default gateway.
         gateway: Option<Ipv4Addr>,
-        /// Network device; the first with a carrier when absent.
-        device: Option<String>,
     },
 }
 
@@ -39,12 +69,18 @@ pub enum Ip {
 pub struct Cmdline {
     /// Address configuration.
     pub ip: Ip,
+    /// The network device to use; every one with a carrier when absent (a given address goes to the first).
+    pub device: Option<Device>,
     /// How long boot waits for an address, in seconds.
     pub net_wait_s: u32,
     /// Host name.
     pub hostname: Option<String>,
     /// `key=value` labels in order.
     pub labels: Vec<String>,
+    /// Nodes to meet, in order.
+    pub seeds: Vec<SocketAddr>,
+    /// Time servers, in order.
+    pub ntp: Vec<SocketAddr>,
     /// What was ignored, and why: one sentence each, for the console.
     pub warnings: Vec<String>,
 }
@@ -53,9 +89,12 @@ impl Default for Cmdline {
     fn default() -> Self {
         Self {
             ip: Ip::Dhcp,
+            device: None,
             net_wait_s: 30,
             hostname: None,
             labels: Vec::new(),
+            seeds: Vec::new(),
+            ntp: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -79,7 +118,14 @@ impl Cmdline {
 
     fn take(&mut self, key: &str, value: &str) -> Result<(), &'static str> {
         match key {
-            "ip" => self.ip = parse_ip(value)?,
+            "ip" => (self.ip, self.device) = parse_ip(value)?,
+            "join" => extend(&mut self.seeds, value, SEEDS_MAX, "not IP:PORT", |one| {
+                one.parse().ok().filter(seed_is_valid)
+            })?,
+            "ntp" => extend(&mut self.ntp, value, NTP_MAX, "not IP or IP:PORT", |one| {
+                let bare = |ip: IpAddr| SocketAddr::new(ip, NTP_PORT);
+                one.parse().ok().or_else(|| one.parse().ok().map(bare)).filter(seed_is_valid)
+            })?,
             "net.wait" => {
                 let wait: u32 = value.parse().map_err(|_| "not a number of seconds")?;
                 if wait > NET_WAIT_S_MAX {
@@ -94,9 +140,7 @@ impl Cmdline {
                 self.hostname = Some(value.to_owned());
             }
             "label" => {
-                let complete =
-                    value.split_once('=').is_some_and(|(k, v)| !k.is_empty() && !v.is_empty());
-                if !complete {
+                if !label_is_valid(value) {
                     return Err("a label is KEY=VALUE");
                 }
                 if self.labels.len() >= LABELS_MAX {
@@ -119,16 +163,66 @@ pub fn hostname_is_valid(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-fn parse_ip(value: &str) -> Result<Ip, &'static str> {
+/// `KEY=VALUE`, neither empty.
+pub(super) fn label_is_valid(label: &str) -> bool {
+    label.split_once('=').is_some_and(|(key, value)| !key.is_empty() && !value.is_empty())
+}
+
+/// Whether something can listen there.
+pub(super) fn seed_is_valid(at: &SocketAddr) -> bool {
+    let ip = at.ip();
+    let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+    at.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+}
+
+/// Adds a list of addresses as a whole or not at all; what is there already is not added again.
+fn extend(
+    list: &mut Vec<SocketAddr>,
+    value: &str,
+    max: usize,
+    form: &'static str,
+    parse: impl Fn(&str) -> Option<SocketAddr>,
+) -> Result<(), &'static str> {
+    let mut longer = list.clone();
+    for one in value.split(',') {
+        let at = parse(one).ok_or(form)?;
+        if !longer.contains(&at) {
+            longer.push(at);
+        }
+    }
+    if longer.len() > max {
+        return Err("too many addresses");
+    }
+    *list = longer;
+    Ok(())
+}
+
+fn parse_ip(value: &str) -> Result<(Ip, Option<Device>), &'static str> {
     let mut parts = value.split(',');
-    let address = match parts.next() {
-        Some("dhcp") if value == "dhcp" => return Ok(Ip::Dhcp),
-        Some("off") if value == "off" => return Ok(Ip::Off),
-        Some(address) => address,
+    let given = match parts.next() {
+        Some("off") if value == "off" => return Ok((Ip::Off, None)),
+        Some("dhcp") => None,
+        Some(address) => Some(parse_address(address)?),
         None => return Err("empty"),
     };
-    let (address, prefix) =
-        address.split_once('/').ok_or("neither dhcp, off nor ADDRESS/PREFIX")?;
+    let (mut gateway, mut device) = (None, None);
+    for part in parts {
+        match part.split_once('=') {
+            Some(("gw", v)) if given.is_some() => {
+                gateway = Some(v.parse().map_err(|_| "gw is not an IPv4 address")?);
+            }
+            Some(("dev", v)) => {
+                device = Some(parse_device(v).ok_or("dev is neither a device nor a MAC")?);
+            }
+            _ => return Err("after dhcp only dev= may follow, after an address gw= and dev="),
+        }
+    }
+    let ip = given.map_or(Ip::Dhcp, |(address, prefix)| Ip::Static { address, prefix, gateway });
+    Ok((ip, device))
+}
+
+fn parse_address(text: &str) -> Result<(Ipv4Addr, u8), &'static str> {
+    let (address, prefix) = text.split_once('/').ok_or("neither dhcp, off nor ADDRESS/PREFIX")?;
     let address: Ipv4Addr = address.parse().map_err(|_| "not an IPv4 address")?;
     let prefix: u8 = prefix.parse().map_err(|_| "not a prefix length")?;
     if !(1..=32).contains(&prefix) {
@@ -137,15 +231,26 @@ fn parse_ip(value: &str) -> Result<Ip, &'static str> {
     if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
         return Err("not an address of a machine");
     }
-    let (mut gateway, mut device) = (None, None);
-    for part in parts {
-        match part.split_once('=') {
-            Some(("gw", v)) => gateway = Some(v.parse().map_err(|_| "gw is not an IPv4 address")?),
-            Some(("dev", v)) if device_is_valid(v) => device = Some(v.to_owned()),
-            _ => return Err("after the address only gw= and dev= may follow"),
-        }
+    Ok((address, prefix))
+}
+
+/// No device's name holds a colon, so a MAC is never taken for one.
+fn parse_device(text: &str) -> Option<Device> {
+    if text.contains(':') {
+        return parse_mac(text).map(Device::Mac);
     }
-    Ok(Ip::Static { address, prefix, gateway, device })
+    device_is_valid(text).then(|| Device::Name(text.to_owned()))
+}
+
+/// `52:54:00:12:34:56`.
+pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
 }
 
 /// As the kernel's `dev_valid_name`: 1 to 15 bytes, no `/`, no `:`, no space, neither `.` nor `..`.
@@ -172,12 +277,37 @@ mod tests {
                 address: [10, 0, 0, 2].into(),
                 prefix: 24,
                 gateway: Some([10, 0, 0, 1].into()),
-                device: Some("eth1".into())
             }
         );
+        assert_eq!(c.device, Some(Device::Name("eth1".into())));
         assert_eq!((c.net_wait_s, c.hostname.as_deref()), (5, Some("n1")));
         assert_eq!(c.labels, ["rack=a3"]);
         assert_eq!(c.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn devices_by_name_or_hardware_address() {
+        let mac = Device::Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        let c = Cmdline::parse("quelea.ip=dhcp,dev=52:54:00:12:34:56");
+        assert_eq!((c.ip, c.device.as_ref(), c.warnings), (Ip::Dhcp, Some(&mac), vec![]));
+        assert_eq!(mac.to_string(), "52:54:00:12:34:56");
+        for bad in
+            ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "5254:00:12:34:zz:56", "+2:0:0:0:0:0"]
+        {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_to_meet_and_to_ask() {
+        let c = Cmdline::parse(
+            "quelea.join=10.0.0.1:7400,[fd00::1]:7400 quelea.join=10.0.0.1:7400,10.0.0.2:7400 \
+             quelea.ntp=10.0.0.9,10.0.0.8:1230,fd00::9",
+        );
+        assert_eq!(c.warnings, Vec::<String>::new());
+        let text = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(text(&c.seeds), ["10.0.0.1:7400", "[fd00::1]:7400", "10.0.0.2:7400"]);
+        assert_eq!(text(&c.ntp), ["10.0.0.9:123", "10.0.0.8:1230", "[fd00::9]:123"]);
     }
 
     #[test]
@@ -195,6 +325,14 @@ mod tests {
             "quelea.hostname=-x",
             "quelea.hostname=Ünder",
             "quelea.label=x",
+            "quelea.ip=dhcp,dev=52:54:00",
+            "quelea.ip=off,dev=eth0",
+            "quelea.join=10.0.0.1",
+            "quelea.join=10.0.0.1:0",
+            "quelea.join=10.0.0.1:7400,host:7400",
+            "quelea.ntp=pool.ntp.org",
+            "quelea.ntp=224.0.1.1",
+            "quelea.ntp=10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4,10.0.0.5",
         ] {
             let c = Cmdline::parse(bad);
             assert_eq!(c.warnings.len(), 1, "{bad}");

@@ -2,6 +2,7 @@
 
 use super::{
     console::say,
+    missing,
     modules::{Index, Load},
 };
 use rustix::{
@@ -55,12 +56,20 @@ impl Coldplug {
     }
 
     /// Loads what `/etc/modules-load.d` names, then the drivers of every device until no more devices appear.
+    /// Says which devices will stay without a driver.
     pub fn run(&mut self) -> Report {
-        let start = Instant::now();
-        let mut report = Report::default();
         if self.index.is_empty() {
             say!("coldplug: {} has no modules.dep: nothing to load", self.dir.display());
         }
+        let report = self.run_quietly();
+        self.tell_missing(|_| true);
+        report
+    }
+
+    /// As [`Coldplug::run`], without a word about what is missing.
+    pub(super) fn run_quietly(&mut self) -> Report {
+        let start = Instant::now();
+        let mut report = Report::default();
         for name in wanted() {
             self.load(&name, &mut report);
         }
@@ -94,6 +103,25 @@ impl Coldplug {
         report
     }
 
+    /// One line for each device that matters, has no driver and no module here, as far as `concerns` it by its alias.
+    pub(super) fn tell_missing(&self, concerns: impl Fn(&str) -> bool) {
+        let missing: Vec<_> =
+            missing::find(&self.index).into_iter().filter(|one| concerns(&one.alias)).collect();
+        for one in missing.iter().take(missing::LINES_MAX) {
+            say!("coldplug: no driver in this image for {one}");
+        }
+        let more = missing.len().saturating_sub(missing::LINES_MAX);
+        if more > 0 {
+            say!("coldplug: no driver in this image for {more} more devices");
+        }
+    }
+
+    /// Network devices without a driver, for somebody who finds no network.
+    pub(super) fn missing_network(&self) -> Vec<String> {
+        let missing = missing::find(&self.index).into_iter();
+        missing.filter(|one| one.class == missing::NETWORK).map(|one| one.to_string()).collect()
+    }
+
     fn load(&mut self, name: &str, report: &mut Report) {
         for load in self.index.plan(name, &mut self.loaded) {
             match self.insert(&load) {
@@ -111,6 +139,10 @@ impl Coldplug {
     }
 
     fn insert(&self, load: &Load) -> Result<(), Errno> {
+        // The kernel would read and decompress the file before it sees that it has it.
+        if Path::new("/sys/module").join(&load.name).exists() {
+            return Err(Errno::EXIST);
+        }
         let path = self.dir.join(&load.path);
         let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let flags = if load.path.ends_with(".ko") { 0 } else { COMPRESSED_FILE };

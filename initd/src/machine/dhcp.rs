@@ -1,8 +1,13 @@
 //! A DHCPv4 client on one device: smoltcp's state machine over a packet socket.
 //!
 //! The kernel serves the address once it is configured. So that smoltcp does not answer for it (it would refuse
-//! every flow it does not know), it is shown ARP answers and DHCP replies and nothing else.
+//! every flow it does not know), it is shown ARP answers and DHCP replies and nothing else, and of those only what
+//! [`gate`] lets through. A refusal (NAK) starts over, after a pause that doubles.
 
+mod gate;
+
+use super::cmdline::NTP_MAX;
+use gate::Gate;
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{self, Checksum, Device, DeviceCapabilities, Medium},
@@ -20,10 +25,17 @@ const FRAME_BYTES_MAX: usize = 1514;
 const TEXT_BYTES_MAX: usize = 255;
 /// Labels as `key=value,key=value`: from the range RFC 3942 leaves to sites.
 const OPT_LABELS: u8 = 224;
+/// Nodes to meet, `IP:PORT` separated by spaces or commas; from the same range.
+const OPT_SEEDS: u8 = 225;
+const OPT_NTP: u8 = 42;
 const OPT_HOSTNAME: u8 = 12;
 const OPT_LEASE: u8 = 51;
-/// Subnet mask, router, DNS, host name, lease time, labels.
-const WANTED: &[u8] = &[1, 3, 6, OPT_HOSTNAME, OPT_LEASE, OPT_LABELS];
+/// Subnet mask, router, DNS, host name, time servers, lease time, labels, nodes.
+const WANTED: &[u8] = &[1, 3, 6, OPT_HOSTNAME, OPT_NTP, OPT_LEASE, OPT_LABELS, OPT_SEEDS];
+/// Pause after the first refusal; doubled by each further one.
+const REFUSED_US: u64 = 1_000_000;
+/// Longest pause after a refusal.
+const REFUSED_US_MAX: u64 = 64_000_000;
 
 /// Something frames go through.
 pub(super) trait Wire {
@@ -44,6 +56,8 @@ pub(super) struct Lease {
     pub(super) lease_s: Option<u32>,
     pub(super) hostname: Option<String>,
     pub(super) labels: Option<String>,
+    pub(super) ntp: Vec<Ipv4Addr>,
+    pub(super) seeds: Option<String>,
 }
 
 /// A change of the lease.
@@ -58,6 +72,9 @@ pub(super) struct Client {
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    gate: Gate,
+    refusals: u32,
+    quiet_until_us: u64,
 }
 
 impl Client {
@@ -65,7 +82,9 @@ impl Client {
     pub(super) fn new(mac: [u8; 6], seed: u64, now_us: u64) -> Self {
         let mut config = Config::new(EthernetAddress(mac).into());
         config.random_seed = seed;
-        let interface = Interface::new(config, &mut Frames(&mut Nothing), instant(now_us));
+        let mut gate = Gate::default();
+        let mut nothing = Frames { wire: &mut Nothing, gate: &mut gate, now_us };
+        let interface = Interface::new(config, &mut nothing, instant(now_us));
         let mut socket = dhcpv4::Socket::new();
         let mut retry = socket.get_retry_config();
         // Switches drop the first frames while a port learns; ten seconds would be most of a boot.
@@ -78,12 +97,21 @@ impl Client {
         socket.set_receive_packet_buffer(Box::leak(Box::new([0; FRAME_BYTES_MAX])));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
-        Self { interface, sockets, handle }
+        Self { interface, sockets, handle, gate, refusals: 0, quiet_until_us: 0 }
     }
 
     /// Takes what the wire has and sends what is due.
     pub(super) fn poll(&mut self, now_us: u64, wire: &mut dyn Wire) -> Option<Change> {
-        self.interface.poll(instant(now_us), &mut Frames(wire), &mut self.sockets);
+        if now_us < self.quiet_until_us {
+            return None;
+        }
+        let mut frames = Frames { wire, gate: &mut self.gate, now_us };
+        self.interface.poll(instant(now_us), &mut frames, &mut self.sockets);
+        if self.gate.take_refused() {
+            let pause = REFUSED_US << self.refusals.min(16);
+            self.quiet_until_us = now_us + pause.min(REFUSED_US_MAX);
+            self.refusals = self.refusals.saturating_add(1);
+        }
         let change = match self.sockets.get_mut::<dhcpv4::Socket<'_>>(self.handle).poll()? {
             dhcpv4::Event::Deconfigured => Change::Lost,
             dhcpv4::Event::Configured(config) => {
@@ -99,9 +127,14 @@ impl Client {
                         .and_then(|b| Some(u32::from_be_bytes(b.try_into().ok()?))),
                     hostname: text(OPT_HOSTNAME),
                     labels: text(OPT_LABELS),
+                    ntp: option(OPT_NTP).map(addresses).unwrap_or_default(),
+                    seeds: text(OPT_SEEDS),
                 })
             }
         };
+        if matches!(change, Change::Granted(_)) {
+            self.refusals = 0;
+        }
         // Renewals are sent from the address, and ARP for the server needs it too.
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
@@ -119,8 +152,17 @@ impl Client {
 
     /// When [`Client::poll`] is due even without a frame.
     pub(super) fn next_deadline(&mut self, now_us: u64) -> Option<u64> {
-        let at = self.interface.poll_at(instant(now_us), &self.sockets)?;
-        Some(u64::try_from(at.total_micros()).unwrap_or(0))
+        if now_us < self.quiet_until_us {
+            return Some(self.quiet_until_us);
+        }
+        let at = self.interface.poll_at(instant(now_us), &self.sockets);
+        let at = at.map(|at| u64::try_from(at.total_micros()).unwrap_or(0));
+        at.into_iter().chain(self.gate.next_deadline()).min()
+    }
+
+    /// Sentences for the console about what servers did.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        self.gate.take_notes()
     }
 }
 
@@ -137,8 +179,19 @@ fn printable(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
     let good = !text.is_empty()
         && text.len() <= TEXT_BYTES_MAX
-        && text.bytes().all(|b| b.is_ascii_graphic());
+        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
     good.then(|| text.to_owned())
+}
+
+/// Addresses of machines in a list of a stranger, at most as many as are ever asked.
+fn addresses(bytes: &[u8]) -> Vec<Ipv4Addr> {
+    let read = |b: &[u8]| b.try_into().ok().map(|b: [u8; 4]| Ipv4Addr::from(b));
+    bytes
+        .chunks_exact(4)
+        .filter_map(read)
+        .filter(|ip| !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast())
+        .take(NTP_MAX)
+        .collect()
 }
 
 /// Whether smoltcp may see a frame: ARP answers, and UDP to port 68 in an unfragmented IPv4 packet.
@@ -159,9 +212,16 @@ fn wanted(frame: &[u8]) -> bool {
     }
 }
 
-struct Frames<'w>(&'w mut dyn Wire);
+struct Frames<'w> {
+    wire: &'w mut dyn Wire,
+    gate: &'w mut Gate,
+    now_us: u64,
+}
 struct Received(Vec<u8>);
-struct Transmit<'a>(&'a mut dyn Wire);
+struct Transmit<'a> {
+    wire: &'a mut dyn Wire,
+    gate: &'a mut Gate,
+}
 struct Nothing;
 
 impl Wire for Nothing {
@@ -181,7 +241,8 @@ impl phy::TxToken for Transmit<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = vec![0; len];
         let result = f(&mut frame);
-        self.0.send(&frame);
+        self.gate.sent(&frame);
+        self.wire.send(&frame);
         result
     }
 }
@@ -208,17 +269,26 @@ impl Device for Frames<'_> {
     }
 
     fn receive(&mut self, _: Instant) -> Option<(Received, Transmit<'_>)> {
+        let Self { wire, gate, now_us } = self;
+        let transmit = |frame, wire, gate| Some((Received(frame), Transmit { wire, gate }));
+        if let Some(offer) = gate.due(*now_us) {
+            return transmit(offer, &mut **wire, gate);
+        }
         for _ in 0..BURST_MAX {
-            let frame = self.0.receive()?;
-            if wanted(&frame) {
-                return Some((Received(frame), Transmit(self.0)));
+            let frame = wire.receive()?;
+            if !wanted(&frame) {
+                continue;
+            }
+            if let Some(frame) = gate.received(*now_us, frame) {
+                return transmit(frame, &mut **wire, gate);
             }
         }
         None
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Transmit<'_>> {
-        Some(Transmit(self.0))
+        // The next question waits until the pause after a refusal is over.
+        (!self.gate.is_refused()).then_some(Transmit { wire: self.wire, gate: self.gate })
     }
 }
 

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! - [`phase`]: the life of a machine, pure. - [`cmdline`], [`modules`]: what text says, pure.
-//! - [`netd`]: the network, a process of its own. - [`coldplug`]: drivers.
+//! - [`netd`]: the network and the clock, a process of its own. - [`coldplug`]: drivers.
+//! - [`uevent`]: drivers of what is plugged in later, a process of its own. - [`smbios`]: what the firmware says, pure.
 //!
 //! Invariants: nothing here panics or exits on what it finds; a phase that fails is said on the console, remembered
 //! and passed; no byte of the network is parsed in PID 1; no disk is written.
@@ -20,17 +21,24 @@ pub mod cmdline;
 pub mod coldplug;
 mod console;
 mod dhcp;
+mod helpers;
+mod identity;
+mod missing;
 pub mod modules;
 mod mounts;
 pub mod netd;
 mod netlink;
 pub mod phase;
 mod power;
+pub mod smbios;
+mod sntp;
 mod state;
 mod sys;
+pub mod uevent;
 
 use cmdline::{Cmdline, Ip};
 use console::say;
+use helpers::Helper;
 use phase::{Action, Event, Machine, Phase};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -39,9 +47,8 @@ use rustix::{
 use std::{
     ffi::OsStr,
     io::Read as _,
-    os::unix::process::CommandExt as _,
     path::Path,
-    process::{ChildStdout, Command, Stdio},
+    process::ChildStdout,
     time::{Duration, Instant},
 };
 
@@ -52,8 +59,6 @@ pub use power::halt;
 pub const NODE_CONFIG: &str = "/etc/quelea/node.toml";
 /// What the boot found, for the agent: `key=value` lines.
 pub const BOOT_FILE: &str = "/run/quelea/boot";
-/// Longest pause before a fallen `quelea-netd` is started again.
-const NETD_PAUSE_MS_MAX: u64 = 30_000;
 /// Longest report line of `quelea-netd`; the rest is ignored.
 const REPORT_BYTES_MAX: usize = 4096;
 
@@ -62,8 +67,8 @@ const REPORT_BYTES_MAX: usize = 4096;
 pub struct Booted {
     /// Where it stands; further events are its owner's to feed.
     pub machine: Machine,
-    netd: Option<u32>,
-    netd_falls: u32,
+    netd: Helper,
+    plugd: Helper,
 }
 
 /// Brings the machine up. For PID 1 of a real machine, first thing, before any thread and any child.
@@ -72,8 +77,13 @@ pub struct Booted {
 /// all the same, with the fault in [`Booted::machine`].
 #[must_use]
 pub fn boot() -> Booted {
-    let mut boot =
-        Boot { cmdline: Cmdline::default(), netd: None, hostname: None, times: String::new() };
+    let mut boot = Boot {
+        cmdline: Cmdline::default(),
+        netd: None,
+        plugd: None,
+        hostname: None,
+        times: String::new(),
+    };
     let mut machine = Machine::new(phase::DRAIN_US);
     let mut phase = Some(Phase::Early);
     let mut actions = Vec::new();
@@ -91,26 +101,19 @@ pub fn boot() -> Booted {
         }
     }
     let _ = std::fs::create_dir_all("/run/quelea");
-    let _ = std::fs::write(BOOT_FILE, &boot.times);
-    Booted { machine, netd: boot.netd, netd_falls: 0 }
+    let _ = std::fs::write(BOOT_FILE, boot.times + &identity::boot_lines(&boot.cmdline));
+    Booted {
+        machine,
+        netd: boot.netd.unwrap_or_else(|| Helper::new(netd::NETD)),
+        plugd: boot.plugd.unwrap_or_else(|| Helper::new(uevent::PLUGD)),
+    }
 }
 
 impl Booted {
     /// To be told of every child that PID 1 reaped and does not know. True when it was ours; it runs again then.
     pub fn reaped(&mut self, pid: i32) -> bool {
-        if self.netd.is_none_or(|own| u32::try_from(pid) != Ok(own)) {
-            return false;
-        }
-        // Its work may simply be done: a given address needs nobody to keep it.
-        let dhcp = Cmdline::parse(&read("/proc/cmdline")).ip == Ip::Dhcp;
-        self.netd = None;
-        if dhcp {
-            self.netd_falls = self.netd_falls.saturating_add(1);
-            let pause_ms = (250u64 << self.netd_falls.min(8)).min(NETD_PAUSE_MS_MAX);
-            say!("net: keeper fell, again in {pause_ms} ms");
-            self.netd = spawn_netd(pause_ms).map(|(pid, _)| pid);
-        }
-        true
+        let network = Cmdline::parse(&read("/proc/cmdline")).ip != Ip::Off;
+        self.netd.reaped(pid, network) || self.plugd.reaped(pid, true)
     }
 }
 
@@ -118,7 +121,7 @@ impl Booted {
 ///
 /// - `modprobe`: what the kernel calls for a file system or protocol it lacks.
 /// - `poweroff`, `reboot`: tell PID 1.
-/// - [`netd::NETD`]: started by [`boot`].
+/// - [`netd::NETD`], [`uevent::PLUGD`]: started by [`boot`].
 #[must_use]
 pub fn personality<'a>(mut args: impl Iterator<Item = &'a OsStr>) -> Option<i32> {
     let name = Path::new(args.next()?).file_name()?.to_str()?;
@@ -132,10 +135,11 @@ pub fn personality<'a>(mut args: impl Iterator<Item = &'a OsStr>) -> Option<i32>
         }
         "poweroff" => Some(tell(Signal::POWER)),
         "reboot" => Some(tell(Signal::INT)),
-        netd::NETD => {
+        netd::NETD | uevent::PLUGD => {
             let pause_ms = args.next().and_then(OsStr::to_str).and_then(|ms| ms.parse().ok());
-            std::thread::sleep(Duration::from_millis(pause_ms.unwrap_or(0).min(NETD_PAUSE_MS_MAX)));
-            Some(netd::main())
+            let pause_ms: u64 = pause_ms.unwrap_or(0);
+            std::thread::sleep(Duration::from_millis(pause_ms.min(helpers::PAUSE_MS_MAX)));
+            Some(if name == netd::NETD { netd::main(pause_ms > 0) } else { uevent::main() })
         }
         _ => None,
     }
@@ -143,7 +147,8 @@ pub fn personality<'a>(mut args: impl Iterator<Item = &'a OsStr>) -> Option<i32>
 
 struct Boot {
     cmdline: Cmdline,
-    netd: Option<u32>,
+    netd: Option<Helper>,
+    plugd: Option<Helper>,
     /// From the network.
     hostname: Option<String>,
     times: String,
@@ -166,6 +171,7 @@ impl Boot {
                 if !configured {
                     say!("no {NODE_CONFIG}: waiting for an operator");
                 }
+                self.plugd = Some(Helper::plugd());
                 machine.step(uptime_us(), Event::Configured(configured), &mut Vec::new());
                 ok
             }
@@ -210,8 +216,9 @@ impl Boot {
         if let Err(e) = &lo {
             say!("net: {e}");
         }
-        let Some((pid, stdout)) = spawn_netd(0) else { return false };
-        self.netd = Some(pid);
+        let (netd, stdout) = Helper::netd();
+        self.netd = Some(netd);
+        let Some(stdout) = stdout else { return false };
         let wait = Duration::from_secs(u64::from(self.cmdline.net_wait_s));
         match read_line(stdout, wait) {
             Some(line) if line == "off" => {
@@ -230,23 +237,6 @@ impl Boot {
                 say!("net: no address after {s} s; still waiting for {what}, going on without");
                 false
             }
-        }
-    }
-}
-
-fn spawn_netd(pause_ms: u64) -> Option<(u32, ChildStdout)> {
-    let spawned = Command::new("/proc/self/exe")
-        .arg0(netd::NETD)
-        .arg(pause_ms.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn();
-    match spawned {
-        // Not waited for here: PID 1 reaps whatever ends.
-        Ok(mut child) => Some((child.id(), child.stdout.take()?)),
-        Err(e) => {
-            say!("net: start {}: {e}", netd::NETD);
-            None
         }
     }
 }

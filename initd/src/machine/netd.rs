@@ -1,16 +1,29 @@
-//! The network of a machine, in a process of its own: carrier, DHCP or a given address, renewals, late links.
+//! The network of a machine, in a process of its own: carriers, DHCP or a given address, IPv6, renewals, the clock.
 //!
-//! PID 1 starts it under the name [`NETD`] and reads one line from its stdout: `up …` or `off`. What strangers
-//! send is parsed here and never in PID 1; if this process falls, PID 1 starts it again and pods go on.
+//! PID 1 starts it under the name [`NETD`] and reads one line from its stdout: `up …` or `off`. What strangers send is
+//! parsed here and never in PID 1, with no more rights than the work needs; if this process falls, PID 1 starts it
+//! again and pods go on.
+//!
+//! Every device is switched on and every one with a carrier asks for a lease. The first that gets one is the primary:
+//! its default route, host name, servers and labels count, and stay until its lease ends; the others have their address
+//! and nothing else.
+
+mod clock;
+mod facts;
+mod links;
 
 use super::{
-    cmdline::{Cmdline, Ip, hostname_is_valid},
+    cmdline::{Cmdline, Ip},
+    coldplug::Coldplug,
     console::say,
     dhcp::{Change, Client, Lease, Wire},
+    identity,
     netlink::{Message, request},
-    sys,
+    state, sys,
 };
-use crate::Result;
+use clock::Clock;
+use facts::Facts;
+use links::{Link, Watch};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
@@ -19,136 +32,61 @@ use rustix::{
 };
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     io::Write as _,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
 };
+
+pub use clock::CLOCK_FILE;
+pub use links::DEVICES_MAX;
+pub(super) use links::{first_mac, lowest_mac};
 
 /// The name (argv\[0\]) this role runs under.
 pub const NETD: &str = "quelea-netd";
 /// What the network is, for the agent: `key=value` lines, replaced as a whole.
 pub const NET_FILE: &str = "/run/quelea/net";
-/// Devices tried at once; further ones are left alone.
-pub const DEVICES_MAX: usize = 16;
-/// How often devices and carriers are looked at while there is no address.
+/// How often devices and carriers are looked at when the kernel does not tell of changes.
 const LOOK_US: u64 = 100_000;
+/// How often they are looked at all the same while there is no address.
+const LOOK_AGAIN_US: u64 = 5_000_000;
 /// A packet socket stays open for answers this long; with the lease settled it costs a copy of every frame.
 const LISTEN_US: u64 = 2_000_000;
+/// How long an IPv6 address waits for a DHCP answer before the network counts as up without IPv4.
+const ALONE_US: u64 = 5_000_000;
+/// How long the boot waits for the time, where there is somebody to ask.
+const TIME_US: u64 = 1_500_000;
+/// No device at all after this long is said.
+const DEVICELESS_US: u64 = 2_000_000;
 
-/// A network device with hardware behind it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Link {
-    name: String,
-    index: u32,
-    mac: [u8; 6],
-    carrier: bool,
-}
-
-/// The role. Returns the exit code: 0 when there is nothing to keep watch over.
+/// The role. Returns the exit code: 0 when there is nothing to keep watch over. `again`: it fell and this is not the
+/// machine's boot any more.
 #[must_use]
-pub fn main() -> i32 {
+pub fn main(again: bool) -> i32 {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    match Cmdline::parse(&line).ip {
-        Ip::Off => {
-            report("off");
-            0
-        }
-        Ip::Static { address, prefix, gateway, device } => {
-            let link = wait_for_carrier(device.as_deref());
-            let lease = Lease {
-                address,
-                prefix,
-                gateway,
-                dns: Vec::new(),
-                server: Ipv4Addr::UNSPECIFIED,
-                lease_s: None,
-                hostname: None,
-                labels: None,
-            };
-            apply(&link, &lease, None);
-            0
-        }
-        Ip::Dhcp => keep_lease(),
+    let mut keeper = Keeper::new(Cmdline::parse(&line), again);
+    if keeper.cmdline.ip == Ip::Off {
+        keeper.publish();
+        report("off");
+        return 0;
     }
-}
-
-/// Devices with hardware behind them (`/sys/class/net/*/device`), by name.
-fn links() -> Vec<Link> {
-    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-    let mut links: Vec<Link> = std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let dir = entry.path();
-            let name = entry.file_name().into_string().ok()?;
-            if !dir.join("device").exists() {
-                return None;
-            }
-            let index = read(dir.join("ifindex")).trim().parse().ok()?;
-            let mac = parse_mac(read(dir.join("address")).trim())?;
-            // Unreadable (EINVAL) while the device is down.
-            let carrier = read(dir.join("carrier")).trim() == "1";
-            Some(Link { name, index, mac, carrier })
-        })
-        .collect();
-    links.sort_by(|a, b| a.name.cmp(&b.name));
-    links.truncate(DEVICES_MAX);
-    links
-}
-
-/// The hardware address of the first device, for a host name of last resort.
-pub(super) fn first_mac() -> Option<[u8; 6]> {
-    links().first().map(|link| link.mac)
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    if let Err(e) = sys::keep_network_rights() {
+        say!("net: give up rights: {e}");
     }
-    parts.next().is_none().then_some(mac)
-}
-
-/// Switches on what is off, once per device, and says so when a carrier comes or goes.
-fn watch(known: &mut BTreeMap<u32, bool>) -> Vec<Link> {
-    let links = links();
-    for link in &links {
-        match known.insert(link.index, link.carrier) {
-            None => {
-                if let Err(e) = request("link up", &link.name, Message::link_up(link.index)) {
-                    say!("net: {e}");
-                }
-            }
-            Some(before) if before != link.carrier => {
-                say!("net: {} carrier {}", link.name, if link.carrier { "up" } else { "down" });
-            }
-            Some(_) => {}
-        }
-    }
-    links
-}
-
-fn wait_for_carrier(device: Option<&str>) -> Link {
-    let mut known = BTreeMap::new();
     loop {
-        let found = watch(&mut known)
-            .into_iter()
-            .find(|link| link.carrier && device.is_none_or(|name| name == link.name));
-        if let Some(link) = found {
-            return link;
-        }
-        std::thread::sleep(std::time::Duration::from_micros(LOOK_US / 5));
+        keeper.turn();
     }
 }
 
-struct Attempt {
+/// A device that has, or is to get, an IPv4 address.
+struct Nic {
     link: Link,
-    client: Client,
+    /// None for a given address.
+    client: Option<Client>,
     socket: Option<Packets>,
     closes_at_us: u64,
+    lease: Option<Lease>,
+    /// Which one got its lease first.
+    order: u64,
 }
 
 struct Packets(OwnedFd);
@@ -166,56 +104,10 @@ impl Wire for Packets {
     }
 }
 
-/// Gets a lease on the first device whose server answers, keeps it, and starts over when it is lost.
-fn keep_lease() -> i32 {
-    let mut known = BTreeMap::new();
-    let mut attempts: Vec<Attempt> = Vec::new();
-    let mut held: Option<Lease> = None;
-    let mut look_at_us = 0;
-    loop {
-        let now = now_us();
-        if held.is_none() && now >= look_at_us {
-            look_at_us = now + LOOK_US;
-            for link in watch(&mut known) {
-                let tried = attempts.iter().any(|a| a.link.index == link.index);
-                if link.carrier && !tried && attempts.len() < DEVICES_MAX {
-                    say!("net: {} asking for an address", link.name);
-                    let client = Client::new(link.mac, seed(), now);
-                    attempts.push(Attempt { link, client, socket: None, closes_at_us: 0 });
-                }
-            }
-        }
-        let mut granted = None;
-        for (at, attempt) in attempts.iter_mut().enumerate() {
-            match attempt.poll(now) {
-                Some(Change::Granted(lease)) => {
-                    apply(&attempt.link, &lease, held.as_ref());
-                    held = Some(lease);
-                    granted = Some(at);
-                    break;
-                }
-                Some(Change::Lost) => {
-                    if let Some(old) = held.take() {
-                        say!("net: {} lease of {} lost", attempt.link.name, old.address);
-                        let gone = Message::no_address(attempt.link.index, old.address, old.prefix);
-                        let _ = request("address", &attempt.link.name, gone);
-                        let _ = std::fs::remove_file(NET_FILE);
-                    }
-                }
-                None => {}
-            }
-        }
-        if let Some(at) = granted {
-            let winner = attempts.swap_remove(at);
-            attempts = vec![winner];
-        }
-        wait(&mut attempts, held.is_none().then_some(look_at_us));
-    }
-}
-
-impl Attempt {
+impl Nic {
     fn poll(&mut self, now_us: u64) -> Option<Change> {
-        let due = self.client.next_deadline(now_us).is_some_and(|at| at <= now_us);
+        let client = self.client.as_mut()?;
+        let due = client.next_deadline(now_us).is_some_and(|at| at <= now_us);
         if due {
             if self.socket.is_none() {
                 // A device that went away or down: tried again when the next message is due.
@@ -224,107 +116,357 @@ impl Attempt {
             self.closes_at_us = now_us + LISTEN_US;
         }
         let wire = self.socket.as_mut()?;
-        let change = self.client.poll(now_us, wire);
+        let change = client.poll(now_us, wire);
+        for note in client.take_notes() {
+            say!("net: {} {note}", self.link.name);
+        }
         if matches!(change, Some(Change::Granted(_))) || now_us >= self.closes_at_us {
             self.socket = None;
         }
         change
     }
-}
 
-/// Sleeps until a frame comes or something is due.
-fn wait(attempts: &mut [Attempt], look_at_us: Option<u64>) {
-    let now = now_us();
-    let mut until = look_at_us.unwrap_or(u64::MAX);
-    for attempt in attempts.iter_mut() {
-        let mut due = attempt.client.next_deadline(now).unwrap_or(u64::MAX);
-        if attempt.socket.is_some() {
-            due = due.min(attempt.closes_at_us);
+    fn next_deadline(&mut self, now_us: u64) -> Option<u64> {
+        let due = self.client.as_mut()?.next_deadline(now_us).unwrap_or(u64::MAX);
+        Some(if self.socket.is_some() {
+            due.min(self.closes_at_us)
         } else {
             // Without a socket nothing can be sent: not a busy loop while the device is away.
-            due = due.max(now + LOOK_US);
-        }
-        until = until.min(due);
+            due.max(now_us + LOOK_US)
+        })
     }
-    let left_us = until.saturating_sub(now).min(3_600_000_000);
-    let timeout = Timespec {
-        tv_sec: i64::try_from(left_us / 1_000_000).unwrap_or(3600),
-        tv_nsec: i64::try_from(left_us % 1_000_000 * 1000).unwrap_or(0),
-    };
-    let mut fds: Vec<PollFd<'_>> = attempts
-        .iter()
-        .filter_map(|a| Some(PollFd::new(&a.socket.as_ref()?.0, PollFlags::IN)))
-        .collect();
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(_) => std::thread::sleep(std::time::Duration::from_micros(LOOK_US)),
+
+    /// Gives the kernel the address.
+    fn grant(&mut self, lease: Lease, order: u64) {
+        let (link, old) = (&self.link, self.lease.as_ref());
+        let Lease { address, prefix, .. } = lease;
+        if let Some(old) = old.filter(|old| (old.address, old.prefix) != (address, prefix)) {
+            let gone = Message::no_address(link.index, old.address, old.prefix);
+            let _ = request("address", &link.name, gone);
+        }
+        let message = Message::address(link.index, address, prefix, lease.lease_s);
+        if let Err(e) = request("address", &link.name, message) {
+            say!("net: {e}");
+        }
+        if old.is_none_or(|old| old.address != address) {
+            let via = via(&lease);
+            say!("net: up device={} address={address}/{prefix} via={via}", link.name);
+        }
+        if old.is_none() {
+            self.order = order;
+        }
+        self.lease = Some(lease);
+    }
+
+    /// Takes it back.
+    fn lose(&mut self, why: &str) {
+        let Some(old) = self.lease.take() else { return };
+        let link = &self.link;
+        say!("net: {} {why}: address {} removed", link.name, old.address);
+        if let Some(gateway) = old.gateway {
+            let gone = Message::no_default_route(link.index, gateway);
+            let _ = request("default route", &link.name, gone);
+        }
+        let gone = Message::no_address(link.index, old.address, old.prefix);
+        let _ = request("address", &link.name, gone);
     }
 }
 
-/// Gives the kernel the address and tells everybody.
-fn apply(link: &Link, lease: &Lease, before: Option<&Lease>) {
-    let Lease { address, prefix, .. } = *lease;
-    let done = (|| -> Result<()> {
-        if let Some(old) = before.filter(|old| (old.address, old.prefix) != (address, prefix)) {
-            let _ = request(
-                "address",
-                &link.name,
-                Message::no_address(link.index, old.address, old.prefix),
+fn via(lease: &Lease) -> String {
+    if lease.server.is_unspecified() { "static".into() } else { format!("dhcp:{}", lease.server) }
+}
+
+struct Keeper {
+    cmdline: Cmdline,
+    /// Of the firmware.
+    labels: Vec<String>,
+    watch: Watch,
+    look_at_us: u64,
+    nics: BTreeMap<u32, Nic>,
+    primary: Option<u32>,
+    orders: u64,
+    address6: Option<(Ipv6Addr, u8)>,
+    address6_since_us: u64,
+    published: String,
+    clock: Clock,
+    started_us: u64,
+    up_since_us: Option<u64>,
+    /// PID 1 has its line.
+    reported: bool,
+    told_no_time: bool,
+    told_no_device: bool,
+}
+
+impl Keeper {
+    fn new(cmdline: Cmdline, again: bool) -> Self {
+        let now = now_us();
+        Self {
+            cmdline,
+            labels: identity::firmware().labels,
+            watch: Watch::new(),
+            look_at_us: 0,
+            nics: BTreeMap::new(),
+            primary: None,
+            orders: 0,
+            address6: None,
+            address6_since_us: 0,
+            published: String::new(),
+            clock: Clock::new(state::image_floor_s()),
+            started_us: now,
+            up_since_us: None,
+            reported: again,
+            told_no_time: again,
+            told_no_device: again,
+        }
+    }
+
+    /// One round: look, ask, answer, tell, sleep.
+    fn turn(&mut self) {
+        let now = now_us();
+        if self.watch.has_news() || now >= self.look_at_us {
+            self.look(now);
+        }
+        let mut changed = false;
+        for nic in self.nics.values_mut() {
+            match nic.poll(now) {
+                Some(Change::Granted(lease)) => {
+                    self.orders += 1;
+                    nic.grant(lease, self.orders);
+                    changed = true;
+                }
+                Some(Change::Lost) if nic.lease.is_some() => {
+                    nic.lose("lease ended");
+                    changed = true;
+                }
+                Some(Change::Lost) | None => {}
+            }
+        }
+        if changed {
+            self.settle();
+        }
+        let waited = now.saturating_sub(self.started_us) / 1_000_000;
+        let before_running = !self.reported && waited < u64::from(self.cmdline.net_wait_s);
+        self.clock.poll(now, before_running);
+        self.report_once(now);
+        self.wait();
+    }
+
+    /// Devices, carriers, IPv6 addresses.
+    fn look(&mut self, now: u64) {
+        let again = if self.watch.fd().is_none() { LOOK_US } else { LOOK_AGAIN_US };
+        let links = self.watch.look();
+        let gone: Vec<u32> =
+            self.nics.keys().copied().filter(|n| links.iter().all(|l| l.index != *n)).collect();
+        for index in &gone {
+            if let Some(mut nic) = self.nics.remove(index) {
+                nic.lose("device gone");
+            }
+        }
+        for link in &links {
+            let wanted = link.is(self.cmdline.device.as_ref());
+            if link.carrier && wanted && !self.nics.contains_key(&link.index) {
+                self.begin(link.clone(), now);
+            }
+        }
+        let ours = |index| links.iter().any(|link| link.index == index);
+        let address6 = links::address6(ours);
+        if address6 != self.address6 {
+            if let Some((address, prefix)) = address6 {
+                say!("net: address6={address}/{prefix} via=ra");
+            }
+            if self.address6.is_none() {
+                self.address6_since_us = now;
+            }
+            self.address6 = address6;
+        }
+        if links.is_empty() && !self.told_no_device && now >= self.started_us + DEVICELESS_US {
+            self.told_no_device = true;
+            let missing = Coldplug::open().missing_network();
+            let seen = if missing.is_empty() {
+                "none on the PCI bus either".into()
+            } else {
+                format!("without a driver: {}", missing.join(", "))
+            };
+            say!("net: no network device; {seen}");
+        }
+        // No device yet: one may be on its way up, and one without a driver is worth a word soon.
+        let soon = links.is_empty() && !self.told_no_device;
+        self.look_at_us = match self.primary {
+            None if soon => now + LOOK_US,
+            None => now + again,
+            Some(_) if again == LOOK_US => now + LOOK_AGAIN_US,
+            Some(_) => u64::MAX,
+        };
+        self.settle();
+    }
+
+    fn begin(&mut self, link: Link, now: u64) {
+        let mut nic =
+            Nic { link, client: None, socket: None, closes_at_us: 0, lease: None, order: 0 };
+        match self.cmdline.ip {
+            Ip::Off => return,
+            // To the first device with a carrier.
+            Ip::Static { .. } if !self.nics.is_empty() => return,
+            Ip::Static { address, prefix, gateway } => {
+                self.orders += 1;
+                nic.grant(given(address, prefix, gateway), self.orders);
+            }
+            Ip::Dhcp => {
+                say!("net: {} asking for an address", nic.link.name);
+                nic.client = Some(Client::new(nic.link.mac, seed(), now));
+            }
+        }
+        self.nics.insert(nic.link.index, nic);
+    }
+
+    /// Chooses the primary, and tells the kernel and everybody what follows from it.
+    fn settle(&mut self) {
+        let leased = self.nics.iter().filter(|(_, nic)| nic.lease.is_some());
+        self.primary = choose(self.primary, leased.map(|(index, nic)| (*index, nic.order)));
+        let primary = self.primary.and_then(|index| self.nics.get(&index));
+        if let Some((nic, lease)) = primary.and_then(|nic| Some((nic, nic.lease.as_ref()?))) {
+            if let Some(gateway) = lease.gateway {
+                let route = Message::default_route(nic.link.index, gateway);
+                if let Err(e) = request("default route", &nic.link.name, route) {
+                    say!("net: {e}");
+                }
+            }
+            if !lease.dns.is_empty() {
+                let lines: String =
+                    lease.dns.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+                let _ = replace(Path::new("/etc/resolv.conf"), &lines);
+            }
+        }
+        self.publish();
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        let primary = self.primary.and_then(|index| self.nics.get(&index));
+        let lease = primary.and_then(|nic| nic.lease.as_ref());
+        let others = self.nics.iter().filter(|(index, _)| Some(**index) != self.primary);
+        let others =
+            others.filter_map(|(_, nic)| Some((nic.link.name.as_str(), nic.lease.as_ref()?)));
+        Facts {
+            device: primary.map(|nic| nic.link.name.as_str()),
+            lease,
+            address6: self.address6,
+            via: match lease {
+                Some(lease) => via(lease),
+                None if self.address6.is_some() => "ra".into(),
+                None => "off".into(),
+            },
+            seeds: &self.cmdline.seeds,
+            ntp: &self.cmdline.ntp,
+            labels: &self.labels,
+            others: others.collect(),
+        }
+    }
+
+    /// Writes [`NET_FILE`] when it would say something else; without any address there is none, unless that is wanted.
+    fn publish(&mut self) {
+        let up = self.primary.is_some() || self.address6.is_some();
+        let facts = self.facts();
+        let text = if up || self.cmdline.ip == Ip::Off { facts.text() } else { String::new() };
+        let ntp: Vec<SocketAddr> = if up { facts.ntp() } else { Vec::new() };
+        self.clock.follow(now_us(), ntp);
+        if text == self.published {
+            return;
+        }
+        let done = if text.is_empty() {
+            std::fs::remove_file(NET_FILE)
+        } else {
+            replace(Path::new(NET_FILE), &text)
+        };
+        if let Err(e) = done {
+            say!("net: write {NET_FILE}: {e}");
+        }
+        self.published = text;
+    }
+
+    /// Tells PID 1 as soon as there is an address, and the time where somebody has it.
+    fn report_once(&mut self, now: u64) {
+        let alone = self.address6.is_some() && now >= self.address6_since_us + ALONE_US;
+        if self.reported || !(self.primary.is_some() || alone) {
+            return;
+        }
+        let up_since_us = *self.up_since_us.get_or_insert(now);
+        if !self.clock.has_servers() && !self.told_no_time {
+            self.told_no_time = true;
+            say!(
+                "clock: no time server (DHCP option 42, quelea.ntp=): nothing corrects this clock"
             );
         }
-        request(
-            "address",
-            &link.name,
-            Message::address(link.index, address, prefix, lease.lease_s),
-        )?;
-        if let Some(gateway) = lease.gateway {
-            request("default route", &link.name, Message::default_route(link.index, gateway))?;
+        let waits = self.clock.has_servers() && !self.clock.is_synced();
+        if waits && now < up_since_us + TIME_US {
+            return;
         }
-        Ok(())
-    })();
-    if let Err(e) = done {
-        say!("net: {e}");
+        self.reported = true;
+        let facts = self.facts();
+        let name = facts.lease.and_then(|lease| lease.hostname.as_deref());
+        let name = name.filter(|name| super::cmdline::hostname_is_valid(name));
+        let device = facts.device.unwrap_or("none");
+        report(&name.map_or(format!("up device={device}"), |name| {
+            format!("up device={device} hostname={name}")
+        }));
     }
-    let via = if lease.server.is_unspecified() {
-        "static".into()
-    } else {
-        format!("dhcp:{}", lease.server)
-    };
-    let facts = facts(link, lease, &via);
-    if let Err(e) = replace(Path::new(NET_FILE), &facts) {
-        say!("net: write {NET_FILE}: {e}");
+
+    /// When something is due even without news.
+    fn next_deadline(&mut self, now: u64) -> u64 {
+        let mut until = self.look_at_us;
+        for nic in self.nics.values_mut() {
+            until = until.min(nic.next_deadline(now).unwrap_or(u64::MAX));
+        }
+        until = until.min(self.clock.next_deadline().unwrap_or(u64::MAX));
+        if !self.reported {
+            if let Some(up) = self.up_since_us {
+                until = until.min(up + TIME_US);
+            } else if self.address6.is_some() {
+                until = until.min(self.address6_since_us + ALONE_US);
+            }
+        }
+        until
     }
-    if !lease.dns.is_empty() {
-        let lines: String = lease.dns.iter().map(|ip| format!("nameserver {ip}\n")).collect();
-        let _ = replace(Path::new("/etc/resolv.conf"), &lines);
+
+    /// Sleeps until something comes or is due.
+    fn wait(&mut self) {
+        let now = now_us();
+        let left_us = self.next_deadline(now).saturating_sub(now).min(3_600_000_000);
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left_us / 1_000_000).unwrap_or(3600),
+            tv_nsec: i64::try_from(left_us % 1_000_000 * 1000).unwrap_or(0),
+        };
+        let packets = self.nics.values().filter_map(|nic| nic.socket.as_ref());
+        let mut fds: Vec<PollFd<'_>> = packets
+            .map(|packets| PollFd::new(&packets.0, PollFlags::IN))
+            .chain(self.watch.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)))
+            .chain(self.clock.fd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)))
+            .collect();
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => std::thread::sleep(std::time::Duration::from_micros(LOOK_US)),
+        }
     }
-    if before.is_none_or(|old| old.address != address) {
-        say!("net: up device={} address={address}/{prefix} via={via}", link.name);
-    }
-    report(&format!("up {}", facts.trim_end().replace('\n', " ")));
 }
 
-fn facts(link: &Link, lease: &Lease, via: &str) -> String {
-    let mut out =
-        format!("device={}\naddress={}/{}\nvia={via}\n", link.name, lease.address, lease.prefix);
-    if let Some(gateway) = lease.gateway {
-        let _ = writeln!(out, "gateway={gateway}");
+/// The primary: the one it is as long as it has a lease, else the one that got its lease first.
+fn choose(now: Option<u32>, leased: impl Iterator<Item = (u32, u64)> + Clone) -> Option<u32> {
+    now.filter(|index| leased.clone().any(|(other, _)| other == *index))
+        .or_else(|| leased.min_by_key(|(_, order)| *order).map(|(index, _)| index))
+}
+
+fn given(address: Ipv4Addr, prefix: u8, gateway: Option<Ipv4Addr>) -> Lease {
+    Lease {
+        address,
+        prefix,
+        gateway,
+        dns: Vec::new(),
+        server: Ipv4Addr::UNSPECIFIED,
+        lease_s: None,
+        hostname: None,
+        labels: None,
+        ntp: Vec::new(),
+        seeds: None,
     }
-    for dns in &lease.dns {
-        let _ = writeln!(out, "dns={dns}");
-    }
-    if let Some(seconds) = lease.lease_s {
-        let _ = writeln!(out, "lease_s={seconds}");
-    }
-    if let Some(name) = lease.hostname.as_deref().filter(|name| hostname_is_valid(name)) {
-        let _ = writeln!(out, "hostname={name}");
-    }
-    for label in lease.labels.iter().flat_map(|list| list.split(',')) {
-        if label.split_once('=').is_some_and(|(k, v)| !k.is_empty() && !v.is_empty()) {
-            let _ = writeln!(out, "label={label}");
-        }
-    }
-    out
 }
 
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
@@ -344,7 +486,7 @@ fn report(line: &str) {
 
 fn seed() -> u64 {
     let mut bytes = [0; 8];
-    // Not yet initialised early in a boot without an entropy source: transaction numbers need no secrecy.
+    // Not yet initialised early in a boot without an entropy source: better than no answer at all.
     let flags = rustix::rand::GetRandomFlags::NONBLOCK | rustix::rand::GetRandomFlags::INSECURE;
     let _ = rustix::rand::getrandom(&mut bytes[..], flags);
     u64::from_ne_bytes(bytes) ^ now_us()
@@ -361,30 +503,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_devices() {
-        assert_eq!(parse_mac("52:54:00:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "5254:00:12:34:zz:56"] {
-            assert_eq!(parse_mac(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn facts_keep_only_what_is_well_formed() {
-        let link = Link { name: "eth0".into(), index: 2, mac: [0; 6], carrier: true };
-        let lease = Lease {
-            address: [10, 0, 0, 5].into(),
-            prefix: 24,
-            gateway: None,
-            dns: vec![],
-            server: [10, 0, 0, 1].into(),
-            lease_s: Some(60),
-            hostname: Some("Bad_Name".into()),
-            labels: Some("rack=a3,broken,row=1".into()),
-        };
-        let text = facts(&link, &lease, "dhcp:10.0.0.1");
-        assert_eq!(
-            text,
-            "device=eth0\naddress=10.0.0.5/24\nvia=dhcp:10.0.0.1\nlease_s=60\nlabel=rack=a3\nlabel=row=1\n"
-        );
+    fn the_first_to_get_a_lease_is_primary_until_it_ends() {
+        let choose = |now, leased: &[(u32, u64)]| choose(now, leased.iter().copied());
+        assert_eq!(choose(None, &[]), None);
+        assert_eq!(choose(None, &[(2, 7), (3, 1)]), Some(3));
+        assert_eq!(choose(Some(2), &[(2, 7), (3, 1)]), Some(2));
+        assert_eq!(choose(Some(2), &[(3, 1)]), Some(3));
     }
 }

@@ -1,10 +1,14 @@
-//! rtnetlink(7), the four requests a machine needs to reach the network: link up, address, default route, and
-//! taking an address back.
+//! rtnetlink(7): what a machine needs to reach the network (link up, address, default route, and taking them back),
+//! and to hear that something has changed.
 
 use crate::{Error, Result};
 use rustix::{
+    fd::{AsFd as _, BorrowedFd, OwnedFd},
     io::Errno,
-    net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with},
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind,
+        netlink::SocketAddrNetlink, recv, send, socket_with,
+    },
 };
 use std::net::Ipv4Addr;
 
@@ -12,6 +16,11 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+/// `RTMGRP_LINK` and `RTMGRP_IPV6_IFADDR`.
+const CHANGES: u32 = 0x1 | 0x100;
+/// Messages drained in one go; the rest makes the next poll return at once.
+const DRAIN_MAX: usize = 1024;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_REPLACE: u16 = 0x100;
@@ -97,6 +106,49 @@ impl Message {
             .body(&[2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0])
             .attribute(5, &gateway.octets())
             .attribute(4, &index.to_ne_bytes())
+    }
+
+    /// Takes that route back.
+    pub(super) fn no_default_route(index: u32, gateway: Ipv4Addr) -> Self {
+        Self::new(RTM_DELROUTE, 0)
+            .body(&[2, 0, 0, 0, 254, 0, 0, 0, 0, 0, 0, 0])
+            .attribute(5, &gateway.octets())
+            .attribute(4, &index.to_ne_bytes())
+    }
+}
+
+/// Hears that links or IPv6 addresses have changed. What exactly is looked up in /sys and /proc.
+#[derive(Debug)]
+pub(super) struct Listener(OwnedFd);
+
+impl Listener {
+    /// # Errors
+    /// [`Error::Sys`] when the kernel gives no such socket.
+    pub(super) fn open() -> Result<Self> {
+        let fail = |e: Errno| Error::sys("listen", "rtnetlink", e);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).map_err(fail)?;
+        bind(&socket, &SocketAddrNetlink::new(0, CHANGES)).map_err(fail)?;
+        Ok(Self(socket))
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Forgets what waits. Whether there was anything, or more than the kernel kept.
+    pub(super) fn drain(&self) -> bool {
+        let mut news = false;
+        for _ in 0..DRAIN_MAX {
+            let mut message = [0; 512];
+            match recv(&self.0, &mut message[..], RecvFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::NOBUFS) => news = true,
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        news
     }
 }
 

@@ -68,6 +68,11 @@ fn clock_floor(image: &str) {
     }
 }
 
+/// The day the image was made, in seconds since 1970; 0 when it does not say.
+pub(super) fn image_floor_s() -> i64 {
+    floor(&read(IMAGE_FILE)).unwrap_or(0)
+}
+
 fn floor(image: &str) -> Option<i64> {
     image.lines().find_map(|line| line.strip_prefix("floor_s=")?.trim().parse().ok())
 }

@@ -1,10 +1,11 @@
-//! The one system call of this half that rustix has no safe form for.
+//! The system calls of this half that rustix has no safe form for, and those that give rights up.
 #![allow(unsafe_code)]
 
 use rustix::{
     fd::{AsFd, AsRawFd, OwnedFd},
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
 };
 
 /// A raw packet socket on one device: every frame it receives, each send a whole frame (packet(7)).
@@ -44,4 +45,44 @@ pub(super) fn packet_socket(device_index: u32) -> Result<OwnedFd, Errno> {
     } else {
         Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
     }
+}
+
+/// Hands the kernel an offset of at most half a second to work off, and says that the clock follows somebody who is
+/// asked every 2^`poll_exp` seconds (adjtimex(2); the values are those systemd-timesyncd uses). Whether the kernel calls its
+/// clock synchronised after that.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_TIME`.
+pub(super) fn slew(offset_us: i64, poll_exp: u32) -> Result<bool, Errno> {
+    // SAFETY: timex is plain data, all zero is a valid value of it.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    timex.modes = libc::ADJ_OFFSET
+        | libc::ADJ_STATUS
+        | libc::ADJ_TIMECONST
+        | libc::ADJ_MAXERROR
+        | libc::ADJ_ESTERROR
+        | libc::ADJ_MICRO;
+    // Without STA_UNSYNC: that clears it.
+    timex.status = libc::STA_PLL;
+    timex.offset = offset_us;
+    timex.constant = i64::from(poll_exp.saturating_sub(4));
+    // SAFETY: the pointer is to a live timex, which the call reads and writes.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    if state < 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(state != libc::TIME_ERROR && timex.status & libc::STA_UNSYNC == 0)
+}
+
+/// Keeps of root's rights those over the network and the clock, for good.
+///
+/// # Errors
+/// That of capset(2) or prctl(2).
+pub(super) fn keep_network_rights() -> Result<(), Errno> {
+    let keep = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::SYS_TIME;
+    set_no_new_privs(true)?;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() },
+    )
 }
