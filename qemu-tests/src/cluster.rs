@@ -31,6 +31,10 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// Another system UUID than [`vm::uuid`].
     pub uuid: Option<String>,
+    /// Another network device than `virtio-net-pci`.
+    pub nic: Option<&'static str>,
+    /// A second network device on the same switch, with this hardware address.
+    pub second_nic: Option<[u8; 6]>,
 }
 
 /// Describes a cluster.
@@ -205,8 +209,9 @@ impl Builder<'_> {
     /// When a socket, a file or QEMU cannot be made.
     pub fn start(self) -> Result<Cluster> {
         let dir = vm::test_dir(&self.name)?;
-        let fabric =
-            Fabric::start(&dir, self.nodes, self.dhcp.then(|| self.server()), self.env.seed)?;
+        let second = self.machines.iter().any(|machine| machine.second_nic.is_some());
+        let ports = if second { 2 * self.nodes } else { self.nodes };
+        let fabric = Fabric::start(&dir, ports, self.dhcp.then(|| self.server()), self.env.seed)?;
         let mut vms = Vec::new();
         for n in 0..self.nodes {
             vms.push(Vm::start(self.plan(n, &dir)?)?);
@@ -236,6 +241,8 @@ impl Builder<'_> {
         let own = self.machines.get(index).cloned().unwrap_or_default();
         let make = |(n, disk): (usize, Disk)| disk.make(dir, index, n);
         let args = format!("{} {}", self.args, own.args);
+        let second =
+            own.second_nic.map(|mac| vm::nic("virtio-net-pci", "n1", dir, self.nodes + index, mac));
         Ok(Plan {
             index,
             kernel: if self.product { env.vmlinuz.clone() } else { env.vmlinux.clone() },
@@ -247,10 +254,17 @@ impl Builder<'_> {
                 format!("rdinit=/{} {ip} {args}", crate::env::GUEST)
             },
             dir: dir.to_owned(),
+            nic: own.nic.unwrap_or("virtio-net-pci"),
             uuid: own.uuid.unwrap_or_else(|| vm::uuid(index)),
             disks: own.disks.into_iter().enumerate().map(make).collect::<Result<_>>()?,
             reboots: self.reboots,
-            qemu: self.qemu.iter().chain(&own.qemu).cloned().collect(),
+            qemu: self
+                .qemu
+                .iter()
+                .chain(&own.qemu)
+                .cloned()
+                .chain(second.into_iter().flatten())
+                .collect(),
         })
     }
 
@@ -264,6 +278,8 @@ impl Builder<'_> {
             server: Ipv4Addr::new(10, 77, 0, 1),
             mac: [0x52, 0x54, 0, 0x71, 1, 1],
             grants: (0..self.nodes).map(|n| (vm::mac(n), grant(n))).collect(),
+            ntp: Vec::new(),
+            seeds: String::new(),
             lease_s: 3600,
             mood: crate::fabric::Mood::Normal,
             heard: 0,

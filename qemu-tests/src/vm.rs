@@ -40,6 +40,8 @@ pub struct Plan {
     pub disks: Vec<Disk>,
     /// A reset boots the same kernel again; otherwise it ends QEMU.
     pub reboots: bool,
+    /// Its network device.
+    pub nic: &'static str,
     /// Further QEMU arguments: another clock, a watchdog.
     pub qemu: Vec<String>,
 }
@@ -83,8 +85,6 @@ impl Vm {
         for stale in [fabric::machine_path(&plan.dir, n), path("qmp"), path("ctl")] {
             let _ = std::fs::remove_file(stale);
         }
-        let (ours, theirs) =
-            (fabric::machine_path(&plan.dir, n), fabric::switch_path(&plan.dir, n));
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg,tb-size=64", "-M", "q35", "-cpu", "max", "-nodefaults"])
@@ -97,15 +97,7 @@ impl Vm {
             .arg("-initrd")
             .arg(&initrd)
             .args(["-append", &format!("{KERNEL_ARGS} {}", plan.args)])
-            .args([
-                "-netdev",
-                &format!(
-                    "dgram,id=n0,local.type=unix,local.path={},remote.type=unix,remote.path={}",
-                    ours.display(),
-                    theirs.display()
-                ),
-            ])
-            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={},romfile=", mac_text(n))])
+            .args(nic(plan.nic, "n0", &plan.dir, n, mac(n)))
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
             .args([
                 "-chardev",
@@ -319,8 +311,19 @@ pub fn mac(n: usize) -> [u8; 6] {
     [0x52, 0x54, 0, 0x71, 0, n as u8]
 }
 
-fn mac_text(n: usize) -> String {
-    mac(n).map(|byte| format!("{byte:02x}")).join(":")
+/// QEMU's arguments for a network device on a port of the switch.
+pub(crate) fn nic(device: &str, id: &str, dir: &Path, port: usize, mac: [u8; 6]) -> [String; 4] {
+    let (ours, theirs) = (fabric::machine_path(dir, port), fabric::switch_path(dir, port));
+    let (ours, theirs) = (ours.display(), theirs.display());
+    let sockets =
+        format!("local.type=unix,local.path={ours},remote.type=unix,remote.path={theirs}");
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    [
+        "-netdev".into(),
+        format!("dgram,id={id},{sockets}"),
+        "-device".into(),
+        format!("{device},netdev={id},mac={mac},romfile="),
+    ]
 }
 
 /// User and system time of a process and its threads (proc_pid_stat(5), fields 14 and 15, in 1/100 s).

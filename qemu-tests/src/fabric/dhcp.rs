@@ -20,7 +20,12 @@ pub enum Mood {
     Silent,
     /// Offers, then refuses the request.
     Nak,
+    /// A second server ([`SECOND`]) answers as well, first, and acknowledges whatever is asked of the other one.
+    TwoServers,
 }
+
+/// The second server of [`Mood::TwoServers`]; it gives address + 100.
+pub const SECOND: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// What one machine is given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,10 @@ pub struct Dhcp {
     pub mac: [u8; 6],
     /// Machines by hardware address; strangers get no answer.
     pub grants: BTreeMap<[u8; 6], Grant>,
+    /// Option 42: time servers; empty: not sent.
+    pub ntp: Vec<Ipv4Addr>,
+    /// Option 225: nodes to meet; empty: not sent.
+    pub seeds: String,
     /// Lease in seconds.
     pub lease_s: u32,
     /// How it behaves.
@@ -51,13 +60,13 @@ pub struct Dhcp {
 }
 
 impl Dhcp {
-    /// The answer to a frame, `None` when it is none of its business.
-    pub fn answer(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
-        let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    /// The answers to a frame; none when it is none of its business.
+    pub fn answer(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
+        let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return Vec::new() };
         match ethernet.ethertype() {
-            EthernetProtocol::Arp => self.arp(&ethernet),
-            EthernetProtocol::Ipv4 => self.dhcp(&ethernet),
-            _ => None,
+            EthernetProtocol::Arp => self.arp(&ethernet).into_iter().collect(),
+            EthernetProtocol::Ipv4 => self.dhcp(&ethernet).unwrap_or_default(),
+            _ => Vec::new(),
         }
     }
 
@@ -90,7 +99,7 @@ impl Dhcp {
         Some(bytes)
     }
 
-    fn dhcp(&mut self, ethernet: &EthernetFrame<&[u8]>) -> Option<Vec<u8>> {
+    fn dhcp(&mut self, ethernet: &EthernetFrame<&[u8]>) -> Option<Vec<Vec<u8>>> {
         let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
         let udp = UdpPacket::new_checked(ip.payload()).ok().filter(|udp| udp.dst_port() == 67)?;
         let packet = DhcpPacket::new_checked(udp.payload()).ok()?;
@@ -101,13 +110,39 @@ impl Dhcp {
             (_, Mood::Silent) => return None,
             (DhcpMessageType::Discover, _) => DhcpMessageType::Offer,
             (DhcpMessageType::Request, Mood::Nak) => DhcpMessageType::Nak,
-            (DhcpMessageType::Request, Mood::Normal) => DhcpMessageType::Ack,
+            (DhcpMessageType::Request, Mood::Normal | Mood::TwoServers) => DhcpMessageType::Ack,
             _ => return None,
         };
-        let mut options = vec![DhcpOption { kind: 12, data: grant.hostname.as_bytes() }];
-        if !grant.labels.is_empty() {
-            options.push(DhcpOption { kind: 224, data: grant.labels.as_bytes() });
+        let grant = grant.clone();
+        let mut answers = Vec::new();
+        if self.mood == Mood::TwoServers {
+            let address = Ipv4Addr::from_bits(grant.address.to_bits() + 100);
+            let second = Grant { address, ..grant.clone() };
+            answers.push(self.reply(&asked, message_type, SECOND, &second));
         }
+        answers.push(self.reply(&asked, message_type, self.server, &grant));
+        Some(answers)
+    }
+
+    fn reply(
+        &self,
+        asked: &DhcpRepr<'_>,
+        message_type: DhcpMessageType,
+        server: Ipv4Addr,
+        grant: &Grant,
+    ) -> Vec<u8> {
+        let ntp: Vec<u8> = self.ntp.iter().flat_map(Ipv4Addr::octets).collect();
+        let texts = [
+            (12, grant.hostname.as_bytes()),
+            (42, &ntp),
+            (224, grant.labels.as_bytes()),
+            (225, self.seeds.as_bytes()),
+        ];
+        let options: Vec<DhcpOption<'_>> = texts
+            .into_iter()
+            .filter(|(_, data)| !data.is_empty())
+            .map(|(kind, data)| DhcpOption { kind, data })
+            .collect();
         let granted = message_type != DhcpMessageType::Nak;
         let reply = DhcpRepr {
             message_type,
@@ -116,14 +151,14 @@ impl Dhcp {
             client_hardware_address: asked.client_hardware_address,
             client_ip: Ipv4Addr::UNSPECIFIED,
             your_ip: if granted { grant.address } else { Ipv4Addr::UNSPECIFIED },
-            server_ip: self.server,
+            server_ip: server,
             router: granted.then_some(self.server),
             subnet_mask: granted.then_some(Ipv4Addr::new(255, 255, 255, 0)),
             relay_agent_ip: Ipv4Addr::UNSPECIFIED,
             broadcast: false,
             requested_ip: None,
             client_identifier: None,
-            server_identifier: Some(self.server),
+            server_identifier: Some(server),
             parameter_request_list: None,
             max_size: None,
             lease_duration: granted.then_some(self.lease_s),
@@ -132,13 +167,19 @@ impl Dhcp {
             dns_servers: None,
             additional_options: if granted { &options } else { &[] },
         };
-        Some(self.datagram(asked.client_hardware_address, grant.address, &reply))
+        self.datagram(asked.client_hardware_address, server, grant.address, &reply)
     }
 
-    fn datagram(&self, to: EthernetAddress, address: Ipv4Addr, dhcp: &DhcpRepr<'_>) -> Vec<u8> {
+    fn datagram(
+        &self,
+        to: EthernetAddress,
+        server: Ipv4Addr,
+        address: Ipv4Addr,
+        dhcp: &DhcpRepr<'_>,
+    ) -> Vec<u8> {
         let caps = ChecksumCapabilities::default();
         let ip = Ipv4Repr {
-            src_addr: self.server,
+            src_addr: server,
             dst_addr: address,
             next_header: IpProtocol::Udp,
             payload_len: 8 + dhcp.buffer_len(),
@@ -150,7 +191,7 @@ impl Dhcp {
         ip.emit(&mut packet, &caps);
         UdpRepr { src_port: 67, dst_port: 68 }.emit(
             &mut UdpPacket::new_unchecked(packet.payload_mut()),
-            &IpAddress::Ipv4(self.server),
+            &IpAddress::Ipv4(server),
             &IpAddress::Ipv4(address),
             dhcp.buffer_len(),
             // The buffer has the size the message says it needs.

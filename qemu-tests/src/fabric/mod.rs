@@ -4,11 +4,16 @@
 //! [`Fabric`]. Everything carried is written to a pcap file.
 
 mod dhcp;
+mod frame;
 mod pcap;
+mod router;
 mod switch;
+mod time;
 
-pub use dhcp::{Dhcp, Grant, Mood};
+pub use dhcp::{Dhcp, Grant, Mood, SECOND};
+pub use router::Router;
 pub use switch::{Counters, Rule, Switch};
+pub use time::{Telling, TimeServer};
 
 use anyhow::{Context as _, Result};
 use pcap::Pcap;
@@ -46,6 +51,18 @@ struct Shared {
 struct State {
     switch: Switch,
     dhcp: Option<Dhcp>,
+    time: Option<TimeServer>,
+    router: Option<Router>,
+}
+
+impl State {
+    /// What the servers in the switch say to a frame.
+    fn answers(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
+        let mut answers = self.dhcp.as_mut().map(|dhcp| dhcp.answer(frame)).unwrap_or_default();
+        answers.extend(self.time.as_mut().and_then(|time| time.answer(frame)));
+        answers.extend(self.router.as_ref().and_then(|router| router.answer(frame)));
+        answers
+    }
 }
 
 impl Fabric {
@@ -65,7 +82,7 @@ impl Fabric {
             .collect::<Result<_>>()?;
         let pcap = Pcap::create(&dir.join("fabric.pcap"))?;
         // The server in the switch has the last port.
-        let state = State { switch: Switch::new(ports + 1), dhcp };
+        let state = State { switch: Switch::new(ports + 1), dhcp, time: None, router: None };
         let shared = Arc::new(Shared { state: Mutex::new(state), end: AtomicBool::new(false) });
         let carrier = Carrier {
             shared: Arc::clone(&shared),
@@ -116,6 +133,29 @@ impl Fabric {
     pub fn dhcp(&self, mood: Mood) {
         if let Some(dhcp) = &mut self.state().dhcp {
             dhcp.mood = mood;
+        }
+    }
+
+    /// A time server at that address from now on, where somebody answers ARP for it (the DHCP server's own).
+    pub fn time(&self, address: std::net::Ipv4Addr, telling: Telling) {
+        self.state().time = Some(TimeServer { address, telling, heard: 0 });
+    }
+
+    /// Questions the time server has heard since it was set.
+    #[must_use]
+    pub fn time_heard(&self) -> u64 {
+        self.state().time.as_ref().map_or(0, |time| time.heard)
+    }
+
+    /// An IPv6 router that advertises this /64 to whoever asks.
+    pub fn router(&self, prefix: std::net::Ipv6Addr) {
+        self.state().router = Some(Router { mac: [0x52, 0x54, 0, 0x71, 1, 6], prefix });
+    }
+
+    /// Changes what the DHCP server gives.
+    pub fn change_dhcp(&self, change: impl FnOnce(&mut Dhcp)) {
+        if let Some(dhcp) = &mut self.state().dhcp {
+            change(dhcp);
         }
     }
 
@@ -225,9 +265,11 @@ impl Carrier {
                 drop(state);
                 // A machine that is off or does not read loses frames, as one does.
                 let _ = socket.send_to(&frame, peer);
-            } else if let Some(reply) = state.dhcp.as_mut().and_then(|dhcp| dhcp.answer(&frame)) {
-                self.pcap.write(now, &reply);
-                state.switch.input(now, port, &reply, &mut self.rng);
+            } else {
+                for reply in state.answers(&frame) {
+                    self.pcap.write(now, &reply);
+                    state.switch.input(now, port, &reply, &mut self.rng);
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ mod boot;
 mod fence;
 mod flock;
 mod limits;
+mod network;
 mod operator;
 mod suites;
 
@@ -57,6 +58,54 @@ pub const ALL: &[Scenario] = &[
         about: "a silent server, then a refusing one, then an honest one: the boot goes on and the address comes late",
         smoke: false,
         run: boot::dhcp_trouble,
+    },
+    Scenario {
+        name: "boot_two_dhcp_servers",
+        about: "two servers answer, the wrong one first: the lower one's address, its labels, seeds and the firmware's",
+        smoke: false,
+        run: network::two_dhcp_servers,
+    },
+    Scenario {
+        name: "boot_late_link",
+        about: "no carrier at boot: it goes on, and the address comes with the cable",
+        smoke: false,
+        run: network::late_link,
+    },
+    Scenario {
+        name: "boot_several_nics",
+        about: "two devices: one primary with the default route, the other with an address; one named by its MAC",
+        smoke: false,
+        run: network::several_nics,
+    },
+    Scenario {
+        name: "boot_lease_lost",
+        about: "a server falls silent: the address stays until the lease ends, goes, and comes back with the server",
+        smoke: false,
+        run: network::lease_lost,
+    },
+    Scenario {
+        name: "boot_sntp",
+        about: "a clock an hour off is stepped before the node runs; lying servers are not believed",
+        smoke: false,
+        run: network::sntp,
+    },
+    Scenario {
+        name: "boot_ra_only",
+        about: "a network of router advertisements without DHCP: the node has an IPv6 address",
+        smoke: false,
+        run: network::ra_only,
+    },
+    Scenario {
+        name: "boot_module_missing",
+        about: "a network device without a driver in the image is named; so is the lack of any other",
+        smoke: false,
+        run: network::module_missing,
+    },
+    Scenario {
+        name: "boot_hotplug",
+        about: "a controller plugged in later gets its driver",
+        smoke: false,
+        run: network::hotplug,
     },
     Scenario {
         name: "boot_wrong_clock",
