@@ -95,6 +95,91 @@ fn main() {
             print!("{}", text.to_uppercase());
             0
         }
+        "open" => {
+            // What each path gives: `ok` or the errno, for reading and then for writing.
+            for path in args.get(2..).unwrap_or_default() {
+                let tried = |write: bool| {
+                    let opened = std::fs::OpenOptions::new().read(!write).write(write).open(path);
+                    opened
+                        .map_or_else(|e| e.raw_os_error().unwrap_or(0).to_string(), |_| "ok".into())
+                };
+                println!("{path} {} {}", tried(false), tried(true));
+            }
+            0
+        }
+        "pids" => {
+            let mut pids: Vec<u32> = std::fs::read_dir("/proc")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|e| e.file_name().to_string_lossy().parse().ok())
+                .collect();
+            pids.sort_unstable();
+            println!("{pids:?} of {}", std::process::id());
+            0
+        }
+        "lines" => {
+            // Says each line that comes, until there are no more.
+            for line in std::io::stdin().lines().map_while(Result::ok) {
+                println!("got {line}");
+                if line == "leave" {
+                    break;
+                }
+            }
+            println!("end");
+            0
+        }
+        "call" => {
+            // A system call by its number, without arguments.
+            // SAFETY: the test names calls that do nothing with zeroes.
+            #[allow(unsafe_code)]
+            let r = unsafe { libc::syscall(word(2).parse().unwrap_or(-1), 0, 0, 0, 0, 0, 0) };
+            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            println!("{}", if r == -1 { errno.to_string() } else { "ok".into() });
+            0
+        }
+        "fill" => fill(word(2)),
+        "eat" => {
+            let mut eaten = Vec::new();
+            for _ in 0..word(2).parse().unwrap_or(0) {
+                // Written, so that it is there.
+                eaten.push(vec![1u8; 1 << 20]);
+            }
+            println!("ate {}", eaten.len());
+            0
+        }
+        "flood" => {
+            let line = "x".repeat(200);
+            for _ in 0..word(2).parse().unwrap_or(0) {
+                println!("{line}");
+            }
+            0
+        }
+        "deaf" => {
+            // Hears no SIGTERM, and neither does what it leaves behind.
+            // SAFETY: the disposition runs no code.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::signal(libc::SIGTERM, libc::SIG_IGN)
+            };
+            println!("deaf");
+            let _ = std::io::stdout().flush();
+            std::thread::sleep(std::time::Duration::from_secs(600));
+            0
+        }
+        "daemon" => {
+            // Leaves a grandchild that nobody waits for, and ends (or stays).
+            let me = std::env::current_exe().unwrap_or_default();
+            let left = std::process::Command::new(&me).args(["spawn-sleep", "599996"]).status();
+            println!("left {}", left.is_ok());
+            if word(2) == "stay" {
+                let _ = std::io::stdout().flush();
+                std::thread::sleep(std::time::Duration::from_secs(600));
+            }
+            0
+        }
+        "echo-server" => echo_server(word(2)),
+        "grpc" => grpc(word(2), word(3)),
         "http" => http(word(2), word(3)),
         "forks" => {
             // A child that outlives its parent: what a mini-init has to reap.
@@ -181,6 +266,67 @@ fn zombies() -> usize {
         .filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok())
         .filter(|s| s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('Z')))
         .count()
+}
+
+/// Writes until the disk is full.
+fn fill(path: &str) -> i32 {
+    let Ok(mut file) = std::fs::File::create(path) else { return 1 };
+    let block = vec![0u8; 64 << 10];
+    let mut written = 0usize;
+    loop {
+        match file.write(&block) {
+            Ok(n) => written += n,
+            Err(e) => {
+                println!("full after {written}: {}", e.raw_os_error().unwrap_or(0));
+                return 0;
+            }
+        }
+    }
+}
+
+/// Sends back what comes, on every address.
+fn echo_server(address: &str) -> i32 {
+    let Ok(listener) = std::net::TcpListener::bind(address) else { return 1 };
+    println!("listening");
+    let _ = std::io::stdout().flush();
+    for stream in listener.incoming().flatten() {
+        std::thread::spawn(move || {
+            let mut to = stream.try_clone()?;
+            std::io::copy(&mut &stream, &mut to)
+        });
+    }
+    0
+}
+
+/// A gRPC health server that knows the service `there`, and says of it what the file says.
+fn grpc(port: &str, status_file: &str) -> i32 {
+    let Ok(listener) = std::net::TcpListener::bind(format!("127.0.0.1:{port}")) else { return 1 };
+    for mut stream in listener.incoming().flatten() {
+        let mut request = Vec::new();
+        let mut chunk = [0u8; 1024];
+        // The last frame is DATA with the service's name.
+        while !request.ends_with(b"there") && !request.ends_with(&[0, 0, 0, 0, 0]) {
+            match stream.read(&mut chunk) {
+                Ok(n @ 1..) => request.extend_from_slice(&chunk[..n]),
+                _ => break,
+            }
+        }
+        let status = std::fs::read_to_string(status_file).unwrap_or_default();
+        let status = status.trim().parse().unwrap_or(1u8);
+        // SETTINGS, its acknowledgement, then HEADERS `:status 200`.
+        let mut answer = vec![0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
+        if request.ends_with(b"there") {
+            answer.extend([0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88]);
+            answer.extend([0, 0, 7, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 8, status]);
+        } else {
+            // Trailers only.
+            answer.extend([0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88]);
+        }
+        let _ = stream.write_all(&answer);
+        // Until the client has read it.
+        let _ = stream.read(&mut chunk);
+    }
+    0
 }
 
 /// Serves 200 (or the status in the file) on a port until it is killed.

@@ -282,7 +282,7 @@ fn stdio(plan: &Plan<'_>, pipes: &Pipes<'_>) -> Result<(), Stop> {
             }
         }
     }
-    if plan.terminal {
+    if plan.terminal && !plan.init {
         at(Step::Stdio, 0, sys::control_terminal(0))?;
     }
     // Both pipes are above every number that is overwritten here.
@@ -333,6 +333,11 @@ fn with_mini_init(plan: &Plan<'_>) -> Stop {
     match sys::fork() {
         Ok(0) => {
             let _ = rustix::process::setsid();
+            if plan.terminal
+                && let Err(e) = sys::control_terminal(0)
+            {
+                return (Step::Stdio, 0, e);
+            }
             sys::block_signals(false);
             execute(plan)
         }
