@@ -1,13 +1,14 @@
-//! A node's configuration: `node.toml`.
+//! A node's configuration: `node.toml`, and what the machine found out where it is silent.
 //!
 //! ```toml
-//! name = "n1"                        # [a-z0-9-]{1,63}, unique in the flock
-//! address = "10.0.0.11"              # where peers reach this machine
+//! name = "n1"                        # [a-z0-9-]{1,63}, unique in the flock; default: whom the credentials name
+//! address = "10.0.0.11"              # where peers reach this machine; default: what the network gave it
 //! join = ["10.0.0.12:7400"]          # any running nodes; none for the first
 //! credentials = "/etc/quelea"        # what `quelea init node` wrote for this node
 //! state = "/var/lib/quelea"          # images, records, boot counter
-//! run = "/run/quelea"                # sockets, pods, mounts
-//! [labels]
+//! run = "/run/quelea"                # sockets, pods, mounts; PID 1 leaves there what it found
+//! maintenance = false                # start without pods and wait for an operator
+//! [labels]                           # over those of `labels`, the kernel command line, the network, in this order
 //! row = "a"
 //! rack = "a3"
 //! power = "p1"
@@ -15,6 +16,8 @@
 //! cpu = 7.5
 //! memory_mib = 30000
 //! ```
+//!
+//! [`NodeFile`] is the file as written, [`NodeConfig`] what the node goes by.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -24,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::flock::name_is_valid;
+use crate::found::{Boot, Net};
 
 /// UDP port of gossip and control.
 pub const GOSSIP_PORT: u16 = 7400;
@@ -39,11 +43,13 @@ pub const LABEL_BYTES_MAX: usize = 63;
 /// `node.toml`, as written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NodeConfig {
-    /// The node's name, unique in the flock.
-    pub name: String,
-    /// The address at which peers reach this machine.
-    pub address: IpAddr,
+pub struct NodeFile {
+    /// The node's name, unique in the flock; whom the credentials name where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The address at which peers reach this machine; what the network gave it where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// Gossip addresses of any running nodes.
     #[serde(default)]
     pub join: Vec<SocketAddr>,
@@ -56,6 +62,9 @@ pub struct NodeConfig {
     /// What does not: sockets, pods, mounts.
     #[serde(default = "default_run")]
     pub run: PathBuf,
+    /// Start without pods and wait for an operator.
+    #[serde(default)]
+    pub maintenance: bool,
     /// Failure domains and whatever else placement may ask for.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -64,6 +73,51 @@ pub struct NodeConfig {
     pub capacity: Capacity,
     /// Ports, where the defaults do not suit.
     #[serde(default)]
+    pub ports: Ports,
+}
+
+impl Default for NodeFile {
+    /// An empty file.
+    fn default() -> Self {
+        Self {
+            name: None,
+            address: None,
+            join: Vec::new(),
+            credentials: default_credentials(),
+            state: default_state(),
+            run: default_run(),
+            maintenance: false,
+            labels: BTreeMap::new(),
+            capacity: Capacity::default(),
+            ports: Ports::default(),
+        }
+    }
+}
+
+/// What a node goes by: its file, and what the machine found out where that is silent.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The node's name.
+    pub name: String,
+    /// The address at which peers reach this machine.
+    pub address: IpAddr,
+    /// Where the address came from, in words.
+    pub address_from: String,
+    /// Gossip addresses of any running nodes.
+    pub join: Vec<SocketAddr>,
+    /// The directory with this node's credentials.
+    pub credentials: PathBuf,
+    /// What outlives a reboot.
+    pub state: PathBuf,
+    /// What does not.
+    pub run: PathBuf,
+    /// Labels from everywhere.
+    pub labels: BTreeMap<String, String>,
+    /// Where each label came from, in words.
+    pub label_from: BTreeMap<String, String>,
+    /// What pods may use.
+    pub capacity: Capacity,
+    /// Ports.
     pub ports: Ports,
 }
 
@@ -109,7 +163,7 @@ fn default_run() -> PathBuf {
     "/run/quelea".into()
 }
 
-impl NodeConfig {
+impl NodeFile {
     /// Reads and checks `node.toml`.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let text = crate::flock::read_text(path)?;
@@ -119,20 +173,13 @@ impl NodeConfig {
     /// Reads and checks a configuration text; the error names line and column where it can.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
-        if !name_is_valid(&config.name) {
-            return Err(Error::Name { name: config.name }.to_string());
+        if let Some(name) = config.name.as_ref().filter(|name| !name_is_valid(name)) {
+            return Err(Error::Name { name: name.clone() }.to_string());
         }
-        if config.address.is_unspecified() {
+        if config.address.is_some_and(|address| address.is_unspecified()) {
             return Err("`address` must be one that peers can reach, not 0.0.0.0 or ::".into());
         }
-        if config.labels.len() > LABELS_MAX {
-            return Err(format!("{} labels, {LABELS_MAX} are allowed", config.labels.len()));
-        }
-        for text in config.labels.iter().flat_map(|(key, value)| [key, value]) {
-            if text.is_empty() || text.len() > LABEL_BYTES_MAX {
-                return Err(format!("label {text:?} must have 1 to {LABEL_BYTES_MAX} bytes"));
-            }
-        }
+        check_labels(&config.labels)?;
         if let Some(cpu) = config.capacity.cpu
             && !(cpu > 0.0 && cpu <= 4096.0)
         {
@@ -141,6 +188,75 @@ impl NodeConfig {
         Ok(config)
     }
 
+    /// Whether the machine has what the file leaves to it.
+    pub fn is_complete(&self, net: &Net) -> bool {
+        self.address.or(net.address).is_some()
+    }
+
+    /// Fills in what the file leaves to the machine. `name` is whom the credentials name, `image` the labels that came
+    /// with the boot image. `None` while there is no address.
+    pub fn resolve(
+        &self,
+        name: &str,
+        image: &[(String, String)],
+        boot: &Boot,
+        net: &Net,
+    ) -> Option<NodeConfig> {
+        let (address, address_from) = match (self.address, net.address) {
+            (Some(address), _) => (address, "node.toml".to_owned()),
+            (None, Some(address)) => (address, format!("the network, {}", net.device)),
+            (None, None) => return None,
+        };
+        let own: Vec<(String, String)> = self.labels.clone().into_iter().collect();
+        let mut labels = BTreeMap::new();
+        let mut label_from = BTreeMap::new();
+        // The first source that names a label decides; beyond the bound the last sources give way.
+        for (from, source) in [
+            ("node.toml", own.as_slice()),
+            ("labels file", image),
+            ("kernel command line", &boot.labels),
+            ("network", &net.labels),
+        ] {
+            for (key, value) in source {
+                if !labels.contains_key(key) && labels.len() < LABELS_MAX {
+                    labels.insert(key.clone(), value.clone());
+                    label_from.insert(key.clone(), from.to_owned());
+                }
+            }
+        }
+        let mut join = self.join.clone();
+        join.extend(net.seeds.iter().filter(|seed| seed.ip() != address));
+        join.sort_unstable();
+        join.dedup();
+        Some(NodeConfig {
+            name: self.name.clone().unwrap_or_else(|| name.to_owned()),
+            address,
+            address_from,
+            join,
+            credentials: self.credentials.clone(),
+            state: self.state.clone(),
+            run: self.run.clone(),
+            labels,
+            label_from,
+            capacity: self.capacity.clone(),
+            ports: self.ports.clone(),
+        })
+    }
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if labels.len() > LABELS_MAX {
+        return Err(format!("{} labels, {LABELS_MAX} are allowed", labels.len()));
+    }
+    for text in labels.iter().flat_map(|(key, value)| [key, value]) {
+        if text.is_empty() || text.len() > LABEL_BYTES_MAX {
+            return Err(format!("label {text:?} must have 1 to {LABEL_BYTES_MAX} bytes"));
+        }
+    }
+    Ok(())
+}
+
+impl NodeConfig {
     /// Where gossip listens and is reached.
     pub fn gossip_addr(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.ports.gossip)
@@ -166,12 +282,55 @@ impl NodeConfig {
 mod tests {
     use super::*;
 
+    fn resolved(text: &str, boot: &str, net: &str) -> Option<NodeConfig> {
+        let image = [("power".to_owned(), "p9".to_owned()), ("rack".to_owned(), "i".to_owned())];
+        NodeFile::parse(text).unwrap().resolve("n7", &image, &Boot::parse(boot), &Net::parse(net))
+    }
+
     #[test]
     fn defaults_and_a_round_trip() {
-        let config = NodeConfig::parse("name = \"n1\"\naddress = \"10.0.0.1\"").unwrap();
+        let file = NodeFile::parse("name = \"n1\"\naddress = \"10.0.0.1\"").unwrap();
+        let text = toml::to_string(&file).unwrap();
+        let file = NodeFile::parse(&text).unwrap();
+        let config = file.resolve("n7", &[], &Boot::default(), &Net::default()).unwrap();
         assert_eq!(config.api_addr(), "10.0.0.1:7402".parse().unwrap());
-        let text = toml::to_string(&config).unwrap();
-        assert_eq!(NodeConfig::parse(&text).unwrap().gossip_addr(), config.gossip_addr());
+        assert_eq!((config.name.as_str(), config.address_from.as_str()), ("n1", "node.toml"));
+        assert!(!file.maintenance);
+    }
+
+    #[test]
+    fn the_network_gives_what_the_file_leaves_out() {
+        assert!(resolved("", "", "").is_none(), "no address yet");
+        let net = "device=eth0\naddress=10.0.0.9\nseed=10.0.0.2:7400\nseed=10.0.0.9:7400\n";
+        let config = resolved("join = [\"10.0.0.2:7400\"]", "", net).unwrap();
+        assert_eq!((config.name.as_str(), config.address), ("n7", [10, 0, 0, 9].into()));
+        assert_eq!(config.address_from, "the network, eth0");
+        assert_eq!(config.join, ["10.0.0.2:7400".parse().unwrap()], "not itself, nobody twice");
+    }
+
+    #[test]
+    fn labels_by_rank_of_their_source() {
+        let config = resolved(
+            "address = \"10.0.0.1\"\n[labels]\nrow = \"file\"",
+            "label=row=kernel\nlabel=rack=kernel\nlabel=site=kernel",
+            "label=site=dhcp\nlabel=zone=dhcp\nlabel=row=dhcp",
+        )
+        .unwrap();
+        let told: Vec<(&str, &str, &str)> = config
+            .labels
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str(), config.label_from[k].as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("power", "p9", "labels file"),
+                ("rack", "i", "labels file"),
+                ("row", "file", "node.toml"),
+                ("site", "kernel", "kernel command line"),
+                ("zone", "dhcp", "network"),
+            ]
+        );
     }
 
     #[test]
@@ -183,7 +342,7 @@ mod tests {
             ("name = \"n1\"\naddress = \"10.0.0.1\"\n[capacity]\ncpu = -1.0", "capacity.cpu"),
         ];
         for (text, expected) in cases {
-            let error = NodeConfig::parse(text).unwrap_err();
+            let error = NodeFile::parse(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
     }

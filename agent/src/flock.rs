@@ -66,6 +66,8 @@ pub struct Credentials {
     pub info: FlockInfo,
     /// The directory it was read from.
     pub dir: PathBuf,
+    /// Whom its certificate names.
+    pub node: String,
     /// The gossip key.
     pub gossip_key: [u8; 32],
     /// Public keys whose signature makes a spec valid, with the operator's name.
@@ -191,13 +193,26 @@ impl Credentials {
             })?;
             operators.push((key, name.to_owned()));
         }
-        Ok(Self { info: read_info(dir)?, dir: dir.into(), gossip_key, operators })
+        let node = certified_name(dir)?;
+        Ok(Self { info: read_info(dir)?, dir: dir.into(), node, gossip_key, operators })
     }
 
     /// A key for another purpose, derived from the gossip key; `purpose` keeps the two apart (RFC 5869).
     pub fn derive(&self, purpose: &str) -> [u8; 32] {
         derive(&self.gossip_key, purpose)
     }
+}
+
+/// Whom `node.pem` in a directory names.
+fn certified_name(dir: &Path) -> Result<String, Error> {
+    use rustls::pki_types::pem::PemObject as _;
+    let path = dir.join("node.pem");
+    let bad = |reason: String| Error::Credential { path: path.clone(), reason };
+    let cert = rustls::pki_types::CertificateDer::from_pem_slice(&read(&path)?)
+        .map_err(|e| bad(e.to_string()))?;
+    let names = crate::tls::dns_names(&cert)?;
+    let name = names.iter().find_map(|name| name.strip_suffix(NODE_SUFFIX));
+    name.map(str::to_owned).ok_or_else(|| bad("names no node".into()))
 }
 
 /// HKDF-SHA256 of a flock secret for one named purpose.
@@ -245,7 +260,7 @@ fn read_info(dir: &Path) -> Result<FlockInfo, Error> {
         .map_err(|error| Error::Credential { path, reason: error.to_string() })
 }
 
-fn make_private_dir(dir: &Path) -> Result<(), Error> {
+pub(crate) fn make_private_dir(dir: &Path) -> Result<(), Error> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -271,7 +286,7 @@ pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write_with(path, bytes, 0o600)
 }
 
-fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write_with(path, bytes, 0o644)
 }
 
@@ -294,6 +309,7 @@ mod tests {
         bundle.issue_node("n1", &dir.join("n1")).unwrap();
         let node = Credentials::open(&dir.join("n1")).unwrap();
         assert_eq!(node.info, bundle.info);
+        assert_eq!(node.node, "n1");
         assert_eq!(node.operators.len(), 1);
         assert_eq!(node.operators[0].1, "alice");
         assert_ne!(node.derive("a"), node.derive("b"));

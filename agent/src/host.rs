@@ -55,6 +55,19 @@ fn field_kib(text: &str, name: &str) -> Option<u64> {
     line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// The kernel's release; empty where it does not tell.
+pub fn kernel() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// When the kernel started, in milliseconds since 1970 by the clock of now; 0 where it does not tell.
+pub fn booted_ms() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split_ascii_whitespace().next().and_then(|s| s.parse::<f64>().ok());
+    seconds.map_or(0, |s| Clock::start().wall_ms().saturating_sub((s * 1000.0) as u64))
+}
+
 /// The architecture as OCI images name it.
 pub fn arch() -> &'static str {
     match std::env::consts::ARCH {

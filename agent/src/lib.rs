@@ -15,14 +15,17 @@
 //! Not here: decisions. What should run where is [`sched`]'s, what is known is [`gossip`]'s, what a process may do is
 //! [`initd`]'s.
 
+pub mod adopt;
 pub mod api;
 pub mod config;
 mod error;
 pub mod events;
 pub mod fetch;
 pub mod flock;
+pub mod found;
 pub mod hex;
 pub mod host;
+pub mod life;
 pub mod node;
 pub mod plan;
 pub mod pods;
@@ -31,6 +34,7 @@ pub mod runtime;
 mod testing;
 pub mod tls;
 pub mod trust;
+pub mod upgrade;
 pub mod worker;
 
 pub use error::Error;

@@ -13,10 +13,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: quelead agent [--config FILE]    run this node's agent (default FILE: /etc/quelea/node.toml)
+usage: quelead agent [--config FILE] [--maintenance] [--reason TEXT]
+                                        run this node's agent (default FILE: /etc/quelea/node.toml);
+                                        with --maintenance serve no pods and wait for an operator
        quelead init [--config FILE] [--namespace]
                                         run as PID 1 and keep the agent running
        quelead --version | --help
+
+SIGTERM ends the agent in order: it says goodbye, its pods run on, and the next agent finds them.
+Under systemd it needs KillMode=process, else the pods are killed with it:
+
+    [Service]
+    ExecStart=/usr/local/bin/quelead agent
+    KillMode=process
+    Delegate=yes
+    Restart=always
 ";
 
 fn main() -> ExitCode {
@@ -46,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 enum Role {
-    Agent { config: PathBuf },
+    Agent { config: PathBuf, maintenance: Option<String> },
     Init { config: PathBuf, namespace: bool },
     Help,
     Version,
@@ -59,6 +70,7 @@ fn parse(
     use lexopt::prelude::*;
     let mut config = PathBuf::from("/etc/quelea/node.toml");
     let mut namespace = false;
+    let (mut maintenance, mut reason) = (false, String::from("as it was told"));
     let name = role.as_ref().map(|role| role.to_string_lossy().into_owned()).unwrap_or_default();
     match name.as_str() {
         "--help" | "-h" | "help" => return Ok(Role::Help),
@@ -71,12 +83,19 @@ fn parse(
     while let Some(arg) = parser.next()? {
         match arg {
             Long("config") => config = parser.value()?.into(),
+            Long("maintenance") if name == "agent" => maintenance = true,
+            Long("reason") if name == "agent" => {
+                reason = parser.value()?.to_string_lossy().into_owned();
+            }
             Long("namespace") if name == "init" => namespace = true,
             Long("help") | Short('h') => return Ok(Role::Help),
             other => return Err(other.unexpected()),
         }
     }
-    Ok(if name == "init" { Role::Init { config, namespace } } else { Role::Agent { config } })
+    if name == "init" {
+        return Ok(Role::Init { config, namespace });
+    }
+    Ok(Role::Agent { config, maintenance: maintenance.then_some(reason) })
 }
 
 fn run(role: Role) -> ExitCode {
@@ -84,19 +103,32 @@ fn run(role: Role) -> ExitCode {
         Role::Help => print!("{USAGE}"),
         Role::Version => println!("quelead {}", env!("CARGO_PKG_VERSION")),
         Role::Init { config, namespace } => return init(config, namespace),
-        Role::Agent { config } => {
+        Role::Agent { config, maintenance } => {
             tracing_subscriber::fmt()
                 .with_writer(std::io::stderr)
                 .with_ansi(false)
                 .with_target(false)
                 .init();
-            if let Err(error) = agent::runtime::run(&config) {
-                eprintln!("quelead: {error:#}");
-                return ExitCode::FAILURE;
+            match agent::runtime::run(&config, maintenance.as_deref()) {
+                Ok(agent::node::Exit::Quit) => {}
+                Ok(agent::node::Exit::Serve) => return again(&config),
+                Err(error) => {
+                    eprintln!("quelead: {error:#}");
+                    return ExitCode::FAILURE;
+                }
             }
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Maintenance is over and nobody else starts the full agent: this process becomes it.
+fn again(config: &std::path::Path) -> ExitCode {
+    use std::os::unix::process::CommandExt as _;
+    let exe = std::env::current_exe().unwrap_or_else(|_| "quelead".into());
+    let error = std::process::Command::new(exe).args(["agent", "--config"]).arg(config).exec();
+    eprintln!("quelead: cannot start the agent again: {error}");
+    ExitCode::FAILURE
 }
 
 fn init(config: PathBuf, namespace: bool) -> ExitCode {

@@ -1,53 +1,158 @@
 //! The agent role: threads, channels and the loop of the core thread. Decides nothing.
 
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use crossbeam_channel::{Receiver, unbounded};
 use imagefs::{Mounts, Store};
 use initd::cgroup::{Cgroups, NodeCgroup};
-use mio::{Events, Poll, Token};
+use initd::init::link::{self, AgentEnd, ToAgent, ToInit};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::adopt;
 use crate::api::server::{self, Call, Core, Shared};
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, NodeFile};
 use crate::fetch::{Fetched, Fetcher};
 use crate::flock::{Credentials, FlockInfo};
-use crate::node::{Channels, Node, Parts, cgroup_conditions, find_pods};
+use crate::found::{self, Boot, Net};
+use crate::node::{Adopted, Channels, Exit, Machine, Node, Parts, cgroup_conditions, find_pods};
 use crate::tls;
 use crate::worker::{Done, Worker};
 
 const GOSSIP: Token = Token(0);
 const WAKER: Token = Token(1);
+const INIT: Token = Token(2);
+const SIGNALS: Token = Token(3);
+/// Pause between two looks for what an agent has to wait for.
+const WAIT_LOOK: Duration = Duration::from_millis(100);
+/// How often it says what it waits for.
+const WAIT_SAY: Duration = Duration::from_secs(5);
 /// Ready sockets looked at in one turn.
 const READY_MAX: usize = 256;
 /// The stack of a thread that calls nothing deep; the kernel gives memory only for what is touched.
 const STACK_BYTES: usize = 1 << 20;
 
-/// Runs the agent until it is killed: it keeps nothing in memory that it does not find again.
+/// Runs the agent until it is told to end: it keeps nothing in memory that it does not find again. `maintenance`: why
+/// it is to serve no pods and to wait for an operator.
 ///
 /// # Errors
 /// What stopped it from starting: on what, why, and what to do.
-pub fn run(config_path: &Path) -> anyhow::Result<()> {
-    let config = NodeConfig::open(config_path)?;
-    check_privileges()?;
-    let credentials = Credentials::open(&config.credentials).with_context(|| {
+pub fn run(config_path: &Path, maintenance: Option<&str>) -> anyhow::Result<Exit> {
+    check_root()?;
+    let signals = initd::init::end_signals()?;
+    let link = AgentEnd::from_env().context("PID 1's link")?;
+    let file = match NodeFile::open(config_path) {
+        // What an operator has to put right must not keep an operator out.
+        Err(error) if maintenance.is_some() => {
+            tracing::warn!(%error, "going on without a configuration");
+            NodeFile::default()
+        }
+        file => file?,
+    };
+    if file.maintenance && adopt::install(&file, config_path)? {
+        tracing::info!("an operator has adopted this machine: its configuration is on its disk");
+        let Some(link) = link.filter(|_| maintenance.is_some()) else { return Ok(Exit::Serve) };
+        link.send(&ToInit::Retry)?;
+        return Ok(Exit::Quit);
+    }
+    let by_file =
+        file.maintenance.then_some("node.toml says `maintenance = true`; `quelea adopt` ends it");
+    let maintenance = maintenance.filter(|reason| !reason.is_empty()).or(by_file);
+    let credentials = Credentials::open(&file.credentials).with_context(|| {
         format!(
             "{} holds no credentials of a flock; make them with `quelea init node`",
-            config.credentials.display()
+            file.credentials.display()
         )
     })?;
+    let Some(config) = settle(&file, config_path, &credentials, (link.as_ref(), &signals))? else {
+        return Ok(Exit::Quit);
+    };
+    if config.name != credentials.node {
+        anyhow::bail!(
+            "{} names this node {}, but its credentials in {} are those of {}",
+            config_path.display(),
+            config.name,
+            config.credentials.display(),
+            credentials.node
+        );
+    }
+    let mut machine = Machine::new(file, config_path.into(), link);
+    match maintenance {
+        Some(reason) => {
+            machine.maintain(reason);
+            tracing::warn!(reason, "maintenance: no pods are served here");
+        }
+        None => check_tun()?,
+    }
     for dir in [&config.state, &config.run, &config.run.join("pods")] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let store = Arc::new(Store::open(config.state.join("images"))?);
-    let mounts = Mounts::new(config.run.join("layers"))?;
+    start(&config, machine, credentials, &signals)
+}
+
+/// Waits until the machine has what the file leaves to it. `None`: it is to end first.
+fn settle(
+    file: &NodeFile,
+    path: &Path,
+    credentials: &Credentials,
+    (link, signals): (Option<&AgentEnd>, &OwnedFd),
+) -> anyhow::Result<Option<NodeConfig>> {
+    let image = path.with_file_name("labels");
+    let started = Instant::now();
+    let (mut said, mut alive) = (None, None);
+    let due = |last: Option<Instant>, every| last.is_none_or(|at| at.elapsed() >= every);
+    loop {
+        let net = Net::read(&file.run);
+        let labels = found::labels(&found::read(&image));
+        let resolved = file.resolve(&credentials.node, &labels, &Boot::read(&file.run), &net);
+        if resolved.is_some() {
+            return Ok(resolved);
+        }
+        if due(said, WAIT_SAY) {
+            said = Some(Instant::now());
+            tracing::info!(
+                waited_s = started.elapsed().as_secs(),
+                "waiting for an address: {} has no `address`, and {} names none yet",
+                path.display(),
+                file.run.join("net").display()
+            );
+        }
+        if let Some(link) = link {
+            if due(alive, Duration::from_millis(link::ALIVE_EVERY_MS)) {
+                alive = Some(Instant::now());
+                link.send(&ToInit::Alive)?;
+            }
+            if let Ok(Some(ToAgent::Drain { .. })) = link.receive() {
+                link.send(&ToInit::Drained)?;
+                return Ok(None);
+            }
+        }
+        if signalled(signals) {
+            return Ok(None);
+        }
+        std::thread::sleep(WAIT_LOOK);
+    }
+}
+
+fn start(
+    config: &NodeConfig,
+    machine: Machine,
+    credentials: Credentials,
+    signals: &OwnedFd,
+) -> anyhow::Result<Exit> {
+    let idle = machine.in_maintenance();
+    // In maintenance the node's own store may be what is broken.
+    let images = if idle { config.run.join("maintenance") } else { config.state.join("images") };
+    let store = Arc::new(Store::open(images)?);
     let cgroups = Cgroups::probe();
-    let conditions = cgroup_conditions(cgroups.as_ref());
-    let cgroup = open_cgroup(cgroups.as_ref(), &cgroup_name(&credentials.info, &config.name))?;
-    let (adopted, remains) = find_pods(&config.run.join("pods"));
+    let mut conditions = cgroup_conditions(cgroups.as_ref());
+    let (adopted, remains) =
+        if idle { Default::default() } else { find_pods(&config.run.join("pods")) };
 
     let mut poll = Poll::new().context("cannot make an epoll")?;
     let waker = Arc::new(mio::Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
@@ -57,13 +162,30 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     let (fetched_sender, fetched) = unbounded();
     let (call_sender, calls) = unbounded();
 
-    let quelead = std::env::current_exe().context("cannot find the agent's own binary")?;
-    let upper = config.state.join("upper");
-    let mut worker = Worker::new(store.clone(), mounts, cgroup.clone(), upper, quelead);
-    let fetcher = Fetcher::new(store.clone(), tls::client(&config.credentials, "node")?)?;
-    spawn("worker", waker.clone(), jobs, done_sender, move |job| worker.run(job))?;
-    spawn("fetch", waker.clone(), orders, fetched_sender, move |order| Some(fetcher.run(&order)))?;
-
+    let mut cgroup = None;
+    if !idle {
+        let name = cgroup_name(&credentials.info, &config.name);
+        cgroup = open_cgroup(cgroups.as_ref(), &name)?;
+        let mut mounts = Mounts::new(config.run.join("layers"))?;
+        sweep(config, &store, &mut mounts, (&adopted, &remains), &mut conditions);
+        let quelead = std::env::current_exe().context("cannot find the agent's own binary")?;
+        let upper = store.upper_dir("x").with_file_name("");
+        let mut worker = Worker::new(store.clone(), mounts, cgroup.clone(), upper, quelead);
+        let fetcher = Fetcher::new(store.clone(), tls::client(&config.credentials, "node")?)?;
+        spawn("worker", waker.clone(), jobs, done_sender, move |job| worker.run(job))?;
+        spawn("fetch", waker.clone(), orders, fetched_sender, move |order| {
+            Some(fetcher.run(&order))
+        })?;
+    }
+    for (fd, token) in [
+        (Some(signals.as_raw_fd()), SIGNALS),
+        (machine.link.as_ref().map(AsRawFd::as_raw_fd), INIT),
+    ] {
+        let Some(fd) = fd else { continue };
+        poll.registry()
+            .register(&mut SourceFd(&fd), token, Interest::READABLE)
+            .context("cannot watch signals and PID 1's link")?;
+    }
     let parts = Parts {
         credentials,
         store: store.clone(),
@@ -73,6 +195,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         adopted,
         remains,
         conditions,
+        machine,
     };
     let mut node = Node::open(config.clone(), parts, GOSSIP)?;
     let shared = Shared {
@@ -81,7 +204,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         uploads: config.state.join("uploads"),
         slots: Arc::new(Semaphore::new(server::UPLOADS_MAX)),
     };
-    start_api(shared, &config)?;
+    start_api(shared, config)?;
     tracing::info!(
         node = %config.name,
         gossip = %config.gossip_addr(),
@@ -89,17 +212,57 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         api = %config.api_addr(),
         "the agent runs"
     );
-    turn(&mut poll, &mut node, &Inbox { done, fetched, calls })
+    node.is_up();
+    // What came before it was watched raises no further edge.
+    node.link_readable();
+    if signalled(signals) {
+        node.quit();
+    }
+    turn(&mut poll, &mut node, &Inbox { done, fetched, calls, signals })
+}
+
+/// Removes what an earlier agent or an earlier boot left and no pod here uses any more.
+fn sweep(
+    config: &NodeConfig,
+    store: &Store,
+    mounts: &mut Mounts,
+    (adopted, remains): (&[Adopted], &[String]),
+    conditions: &mut Vec<String>,
+) {
+    // What remains of a pod is torn down in order, a little later.
+    let claims: Vec<&String> = adopted.iter().map(|pod| &pod.claim).chain(remains).collect();
+    let uppers: Vec<PathBuf> = claims.iter().map(|claim| store.upper_dir(claim)).collect();
+    let pods = config.run.join("pods");
+    let containers: Vec<PathBuf> = claims
+        .iter()
+        .flat_map(|claim| std::fs::read_dir(pods.join(claim).join("containers")))
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .collect();
+    match mounts.sweep(&containers) {
+        Ok(swept) if swept.released.is_empty() && swept.layers == 0 => {}
+        Ok(swept) => tracing::info!(
+            containers = swept.released.len(),
+            layers = swept.layers,
+            "let go of mounts that no pod uses"
+        ),
+        Err(error) => conditions.push(format!("mounts of earlier pods remain: {error}")),
+    }
+    match store.sweep_uppers(&uppers) {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "removed what pods of before had written"),
+        Err(error) => conditions.push(format!("files of earlier pods remain: {error}")),
+    }
 }
 
 /// What other threads send to the core thread.
-struct Inbox {
+struct Inbox<'a> {
+    signals: &'a OwnedFd,
     done: Receiver<Done>,
     fetched: Receiver<Fetched>,
     calls: Receiver<Call>,
 }
 
-fn turn(poll: &mut Poll, node: &mut Node, inbox: &Inbox) -> anyhow::Result<()> {
+fn turn(poll: &mut Poll, node: &mut Node, inbox: &Inbox<'_>) -> anyhow::Result<Exit> {
     let mut ready = Events::with_capacity(READY_MAX);
     loop {
         let now_us = node.now_us();
@@ -113,6 +276,12 @@ fn turn(poll: &mut Poll, node: &mut Node, inbox: &Inbox) -> anyhow::Result<()> {
             match event.token() {
                 GOSSIP => node.gossip_readable(),
                 WAKER => {}
+                INIT => node.link_readable(),
+                SIGNALS => {
+                    if signalled(inbox.signals) {
+                        node.quit();
+                    }
+                }
                 Token(token) => node.shim_readable(token),
             }
             node.pump();
@@ -131,6 +300,10 @@ fn turn(poll: &mut Poll, node: &mut Node, inbox: &Inbox) -> anyhow::Result<()> {
         }
         node.tick();
         node.pump();
+        if let Some(exit) = node.exit() {
+            node.flush();
+            return Ok(exit);
+        }
     }
 }
 
@@ -171,12 +344,26 @@ fn start_api(shared: Shared, config: &NodeConfig) -> anyhow::Result<()> {
     receiver.blocking_recv().context("the api thread ended")?
 }
 
-fn check_privileges() -> anyhow::Result<()> {
+/// Whether SIGTERM or SIGINT came since it was asked last.
+fn signalled(signals: &OwnedFd) -> bool {
+    let mut bytes = [0; 16];
+    let mut any = false;
+    while nix::unistd::read(signals, &mut bytes).is_ok_and(|n| n > 0) {
+        any = true;
+    }
+    any
+}
+
+fn check_root() -> anyhow::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         anyhow::bail!(
             "the agent makes namespaces and mounts and needs root; start it as root or by `sudo`"
         );
     }
+    Ok(())
+}
+
+fn check_tun() -> anyhow::Result<()> {
     if !Path::new("/dev/net/tun").exists() {
         anyhow::bail!(
             "/dev/net/tun is missing: pods would have no network; load the module by `modprobe tun`"

@@ -100,8 +100,13 @@ impl OperatorKey {
         }
         let payload = postcard::to_stdvec(submission)
             .map_err(|e| Error::Malformed { what: "submission", reason: e.to_string() })?;
-        let signature = self.pair.sign(&to_sign(&payload)).as_ref().to_vec();
-        Ok(Signed { payload, key: self.public_key(), signature })
+        Ok(self.sign_for(DOMAIN, payload))
+    }
+
+    /// Signs bytes for one purpose; `domain` keeps the purposes apart.
+    pub(crate) fn sign_for(&self, domain: &[u8], payload: Vec<u8>) -> Signed {
+        let signature = self.pair.sign(&[domain, &payload].concat()).as_ref().to_vec();
+        Signed { payload, key: self.public_key(), signature }
     }
 }
 
@@ -111,22 +116,32 @@ impl Signed {
         &self,
         operators: &'a [([u8; 32], String)],
     ) -> Result<(Submission, &'a str), Error> {
+        let (payload, name) = self.open_for(DOMAIN, operators)?;
+        let malformed = |reason: String| Error::Malformed { what: "submission", reason };
+        let submission: Submission =
+            postcard::from_bytes(payload).map_err(|e| malformed(e.to_string()))?;
+        if submission.document.len() > DOCUMENT_BYTES_MAX || submission.images.len() > IMAGES_MAX {
+            return Err(malformed("over its limits".into()));
+        }
+        Ok((submission, name))
+    }
+
+    /// The bytes that one of the flock's operators signed for this purpose, and that operator's name.
+    pub(crate) fn open_for<'a>(
+        &self,
+        domain: &[u8],
+        operators: &'a [([u8; 32], String)],
+    ) -> Result<(&[u8], &'a str), Error> {
         let (key, name) = operators.iter().find(|(key, _)| *key == self.key).ok_or_else(|| {
             let key = crate::hex::encode(&self.key);
             Error::Untrusted { reason: format!("no operator of this flock has the key {key}") }
         })?;
         UnparsedPublicKey::new(&ED25519, key)
-            .verify(&to_sign(&self.payload), &self.signature)
+            .verify(&[domain, &self.payload].concat(), &self.signature)
             .map_err(|_| Error::Untrusted {
-                reason: format!("the signature is not {name}'s: the submission was altered"),
+                reason: format!("the signature is not {name}'s: what was signed was altered"),
             })?;
-        let malformed = |reason: String| Error::Malformed { what: "submission", reason };
-        let submission: Submission =
-            postcard::from_bytes(&self.payload).map_err(|e| malformed(e.to_string()))?;
-        if submission.document.len() > DOCUMENT_BYTES_MAX || submission.images.len() > IMAGES_MAX {
-            return Err(malformed("over its limits".into()));
-        }
-        Ok((submission, name))
+        Ok((&self.payload, name))
     }
 
     /// The bytes kept in the map.
@@ -150,10 +165,6 @@ impl Signed {
             None => Err(malformed("no bytes".into())),
         }
     }
-}
-
-fn to_sign(payload: &[u8]) -> Vec<u8> {
-    [DOMAIN, payload].concat()
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl std::fmt::Display for Hold {
             Hold::Minority { live, roster } => write!(
                 f,
                 "only {live} of {roster} known nodes are alive, which may be the smaller side of a \
-                 partition; `quelea node forget` removes nodes that will not come back"
+                 partition; `quelea forget` removes nodes that will not come back"
             ),
             Hold::MassLoss { lost, roster } => {
                 write!(

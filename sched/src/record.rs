@@ -74,6 +74,8 @@ tagged! {
         22 => label_from: BTreeMap<String, String>,
         /// What boot image it runs, as an upgrade named it; empty for another.
         23 => image: String,
+        /// It has been healthy for long enough since its boot to stay with this kernel.
+        24 => kept: bool,
     }
 }
 

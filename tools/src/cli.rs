@@ -56,6 +56,46 @@ pub enum Command {
     Init(Init),
     /// List the nodes, as one of them sees the flock
     Nodes,
+    /// Show one node: where its labels come from, its conditions, its machine
+    Node {
+        /// Its name
+        node: String,
+    },
+    /// Give a node no new pods; those it has stay
+    Cordon {
+        /// Its name
+        node: String,
+    },
+    /// End a cordon or a drain
+    Uncordon {
+        /// Its name
+        node: String,
+    },
+    /// Give a node no new pods and have those it has moved away, within each app's budget; daemons stay
+    Drain(Drain),
+    /// Drain a machine and start it again
+    Reboot(End),
+    /// Drain a machine and power it off
+    Poweroff(End),
+    /// Start another kernel and initramfs on a machine, signed by the operator's key
+    Upgrade(Upgrade),
+    /// Print the end of a machine's kernel log, to which its PID 1 writes as well
+    Console {
+        /// Its name
+        node: String,
+    },
+    /// Give a machine in maintenance a name and credentials of its own, and start it
+    Adopt(Adopt),
+    /// End a machine's maintenance: what made its agent fall is put right
+    Retry {
+        /// Its name
+        node: String,
+    },
+    /// Drop a dead or departed node everywhere: it no longer counts for what is a majority
+    Forget {
+        /// Its name
+        node: String,
+    },
     /// Submit an app and wait until its replicas are ready
     Run(Run),
     /// List apps and their replicas
@@ -157,6 +197,70 @@ pub enum Init {
         #[arg(long)]
         out: PathBuf,
     },
+}
+
+/// `quelea drain`.
+#[derive(Args, Debug)]
+pub struct Drain {
+    /// The node's name
+    pub node: String,
+    /// Wait until nothing but daemons runs there
+    #[arg(short, long)]
+    pub wait: bool,
+    /// Give up waiting after this many seconds; the drain goes on
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `quelea reboot`, `quelea poweroff`.
+#[derive(Args, Debug)]
+pub struct End {
+    /// The node's name
+    pub node: String,
+    /// Wait until the others see it gone, and for a reboot until it is back
+    #[arg(short, long)]
+    pub wait: bool,
+    /// Give up waiting after this many seconds
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `quelea upgrade`.
+#[derive(Args, Debug)]
+pub struct Upgrade {
+    /// The node's name
+    pub node: String,
+    /// The kernel
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// The initramfs
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: PathBuf,
+    /// The kernel command line [default: the one it runs with]
+    #[arg(long, value_name = "WORDS")]
+    pub cmdline: Option<String>,
+    /// Go back to the kernel of before unless the node is healthy after this many seconds; 0 for no way back
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub trial: u32,
+    /// Give up waiting after this many seconds
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `quelea adopt`.
+#[derive(Args, Debug)]
+pub struct Adopt {
+    /// The machine's present name, as `quelea nodes` has it
+    pub node: String,
+    /// Its name from now on
+    #[arg(long)]
+    pub name: String,
+    /// KEY=VALUE; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE")]
+    pub labels: Vec<String>,
+    /// Give up waiting after this many seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub timeout: u64,
 }
 
 /// `quelea run`.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use agent::api::client::Endpoint;
 use agent::api::types::{Nodes, Pod};
 use agent::config::API_PORT;
+use agent::flock::Bundle;
 use agent::trust::OperatorKey;
 use anyhow::{Context as _, Result, bail};
 
@@ -81,6 +82,17 @@ impl Context {
             format!("no operator's key: give the flock's bundle by --flock DIR or $QUELEA_FLOCK (looked at {LOCAL_BUNDLE})")
         })?;
         OperatorKey::open(dir).context("cannot sign as an operator")
+    }
+
+    /// The flock's bundle, to issue credentials from.
+    ///
+    /// # Errors
+    /// There is none: where it was looked for.
+    pub fn bundle(&self) -> Result<Bundle> {
+        let dir = self.bundle.as_deref().with_context(|| {
+            format!("which flock? give its bundle by --flock DIR or $QUELEA_FLOCK (looked at {LOCAL_BUNDLE})")
+        })?;
+        Bundle::open(dir).with_context(|| format!("{} holds no flock", dir.display()))
     }
 
     /// The node that runs a replica, and the replica. `pod` is `[NAMESPACE/]APP.SLOT` or `[NAMESPACE/]APP`.

@@ -5,5 +5,6 @@
 
 pub mod client;
 pub mod exec;
+mod machine;
 pub mod server;
 pub mod types;

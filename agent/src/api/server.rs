@@ -70,7 +70,7 @@ impl Core {
     }
 
     /// Runs a closure on the core thread and returns what it returns.
-    async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         &self,
         run: impl FnOnce(&mut Node) -> T + Send + 'static,
     ) -> Result<T, Refused> {
@@ -100,7 +100,7 @@ pub struct Shared {
 }
 
 /// An answer that is no success.
-struct Refused(u16, String);
+pub(super) struct Refused(pub(super) u16, pub(super) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -109,7 +109,7 @@ impl IntoResponse for Refused {
     }
 }
 
-type Answer<T> = Result<Json<T>, Refused>;
+pub(super) type Answer<T> = Result<Json<T>, Refused>;
 
 /// The path of a blob.
 pub fn blob_path(blob: &BlobRef) -> String {
@@ -228,6 +228,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/status", get(status));
     let for_operators = Router::new()
         .route("/v1/nodes", get(nodes))
+        .merge(super::machine::routes())
         .route("/v1/pods", get(pods))
         .route("/v1/apps", get(apps))
         .route("/v1/apps/{namespace}/{app}", get(app).put(put_app))
@@ -316,7 +317,7 @@ async fn put_app(
     }
 }
 
-async fn small_body(body: Body) -> Result<Bytes, Refused> {
+pub(super) async fn small_body(body: Body) -> Result<Bytes, Refused> {
     axum::body::to_bytes(body, BODY_BYTES_MAX)
         .await
         .map_err(|error| Refused(413, format!("the request's body: {error}")))

@@ -47,6 +47,77 @@ pub struct Node {
     pub draining: bool,
     /// What the machine lacks, in words.
     pub conditions: Vec<String>,
+    /// What an operator wants of it: empty, `cordon` or `drain`.
+    pub wish: String,
+    /// Boot counter.
+    pub boot: u64,
+    /// Where each label came from.
+    pub label_from: BTreeMap<String, String>,
+    /// The machine's SMBIOS UUID, or what stands in for it; empty where unknown.
+    pub uuid: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Where its state lies: `disk` or `memory`; empty where nobody said.
+    pub boot_state: String,
+    /// When the kernel started, in milliseconds since 1970 by its clock; 0 where unknown.
+    pub booted_ms: u64,
+    /// Where PID 1 stands, and why; empty where PID 1 is not Quelea's.
+    pub phase: String,
+    /// The boot image it runs, as an upgrade named it; empty for another.
+    pub image: String,
+    /// It has been healthy for long enough since its agent's start to stay with this kernel.
+    pub kept: bool,
+}
+
+/// `PUT /v1/node/wish`: what an operator wants of the node asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wish {
+    /// Empty, `cordon` or `drain`.
+    pub wish: String,
+}
+
+/// `POST /v1/node/power`: how the machine of the node asked is to end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PowerOrder {
+    /// `off`, `reboot` or `halt`.
+    pub power: String,
+}
+
+/// `GET /v1/node/console`: the end of the kernel's log, to which PID 1 writes as well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Console {
+    /// Lines `[SECONDS] TEXT`, the oldest first.
+    pub text: String,
+    /// Lines older than these were left out.
+    pub cut: bool,
+}
+
+/// `POST /v1/node/adopt`: who the machine asked is from now on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Its name.
+    pub name: String,
+    /// Labels, added to those of its `node.toml`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Its credentials, by file name.
+    pub files: BTreeMap<String, String>,
+}
+
+/// The answer to an adoption.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdoptAnswer {
+    /// Where it was written, and for how long that lasts, in words.
+    pub kept: String,
+}
+
+/// The answer to `POST /v1/node/upgrade`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Upgrading {
+    /// By what the node says later that it runs this image.
+    pub image: String,
+    /// Its boot counter now.
+    pub boot: u64,
 }
 
 /// `GET /v1/pods`: one replica.

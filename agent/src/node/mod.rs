@@ -9,6 +9,7 @@
 //! Everything here runs on the core thread and nothing here blocks; what may block is a [`Job`] for the worker or an
 //! [`Order`] for the fetcher. Decisions are the cores'; this module carries.
 
+mod machine;
 mod network;
 mod pods;
 mod records;
@@ -102,7 +103,7 @@ pub struct Node {
     pub(crate) joined: bool,
     /// When a node whose seeds do not answer begins on its own.
     alone_us: Option<u64>,
-    draining: bool,
+    pub(crate) machine: machine::Machine,
     todo: VecDeque<Todo>,
     peers_dirty: bool,
     peers_of: BTreeMap<String, Vec<u8>>,
@@ -130,8 +131,11 @@ pub struct Parts {
     pub remains: Vec<String>,
     /// What the machine lacks.
     pub conditions: Vec<String>,
+    /// What the machine is, and what PID 1 says.
+    pub machine: Machine,
 }
 
+pub use machine::{Exit, IMAGE_WORD, Machine};
 pub use pods::{Adopted, find_pods};
 
 /// What the machine's cgroups lack, for the node's conditions.
@@ -164,17 +168,24 @@ impl Node {
         let mut gossip_config =
             gossip::Config::new(gossip::KeyRing::new(&key), gossip::Profile::Lan);
         gossip_config.seeds.clone_from(&config.join);
-        let mut driver = Driver::open(
-            DriverConfig {
-                name: config.name.clone(),
-                bind: config.gossip_addr(),
-                advertise: None,
-                dir: Some(config.state.join("gossip")),
-                gossip: gossip_config,
-            },
-            now_us,
-        )
-        .with_context(|| {
+        let driver_config = DriverConfig {
+            name: config.name.clone(),
+            bind: config.gossip_addr(),
+            advertise: None,
+            dir: Some(config.state.join("gossip")),
+            gossip: gossip_config,
+        };
+        let mut machine = parts.machine;
+        let opened = Driver::open(driver_config.clone(), now_us);
+        let opened = match opened {
+            // A disk that fails must not keep an operator out.
+            Err(error) if machine.in_maintenance() => {
+                machine.alert("gossip log", format!("gossip log: {error}; going on without"));
+                Driver::open(DriverConfig { dir: None, ..driver_config }, now_us)
+            }
+            opened => opened,
+        };
+        let mut driver = opened.with_context(|| {
             format!(
                 "gossip cannot use UDP {}: is another agent running on this machine, or is the address not its own?",
                 config.gossip_addr()
@@ -182,7 +193,11 @@ impl Node {
         })?;
         driver.register(&parts.registry, gossip)?;
         let ipam = Ipam::new(&config.name, &parts.credentials.info.id_bytes()?);
-        let (overlay, overlay_key) = network::open(&config, &parts.credentials, &ipam, &mut rng)?;
+        let (overlay, overlay_key) = if machine.in_maintenance() {
+            network::open_idle(&parts.credentials, &ipam, &mut rng)?
+        } else {
+            network::open(&config, &parts.credentials, &ipam, &mut rng)?
+        };
         let sched = Sched::new(
             // A node that was told of others starts nothing until it has met one.
             sched::Config { bootstrap: config.join.is_empty(), ..sched::Config::new(&config.name) },
@@ -216,7 +231,7 @@ impl Node {
             held: BTreeSet::new(),
             events: Events::default(),
             joined: false,
-            draining: false,
+            machine,
             todo: VecDeque::new(),
             peers_dirty: false,
             peers_of: BTreeMap::new(),
@@ -231,10 +246,12 @@ impl Node {
 
     /// Feeds the cores what is known from before, in the order they ask for.
     fn recover(&mut self, adopted: Vec<Adopted>, remains: Vec<String>) -> anyhow::Result<()> {
-        for record in self.store.list()? {
-            self.image_is_here(&record.manifest_digest.to_string());
+        if !self.machine.in_maintenance() {
+            for record in self.store.list()? {
+                self.image_is_here(&record.manifest_digest.to_string());
+            }
+            self.restore_network();
         }
-        self.restore_network();
         let records: Vec<gossip::Record> = self.driver.gossip().range("").cloned().collect();
         for record in records {
             self.record_changed(&record);
@@ -267,7 +284,12 @@ impl Node {
         for claim in remains {
             self.pods_step(crate::pods::Input::Remains { claim });
         }
-        self.sched_step(sched::Input::Recovered);
+        if self.machine.in_maintenance() {
+            // Not recovered: offers are refused, and no claim is said to be gone. What runs from before is to move.
+            self.sched_step(sched::Input::Drain(true));
+        } else {
+            self.sched_step(sched::Input::Recovered);
+        }
         // The first node of a flock has nobody to ask; others give their seeds a while.
         let now_us = self.clock.now_us();
         self.joined = self.config.join.is_empty();
@@ -338,6 +360,7 @@ impl Node {
         if self.alone_us.is_some_and(|at| at <= now_us) {
             self.begin_addresses();
         }
+        self.machine_tick(now_us);
     }
 
     /// Now, in the node's clock.
@@ -353,6 +376,7 @@ impl Node {
             self.pods.next_deadline(),
             self.ipam.next_deadline(),
             self.alone_us,
+            Some(self.machine.next_deadline()),
             (!self.todo.is_empty()).then_some(0),
         ]
         .into_iter()
@@ -434,10 +458,8 @@ impl Node {
                 mine.key.as_ref(),
                 format!("what was written here lost to a write at {}", by.writer),
             ),
-            Event::NameConflict { addr } => self.condition(format!(
-                "another node at {addr} is named {} too: rename one of them",
-                self.config.name
-            )),
+            Event::NameConflict { addr } => self.namesake(addr),
+            Event::HeldDead => self.was_away("the flock took this node for dead"),
             Event::Refused(error) => self.event("map", format!("refused: {error}")),
             Event::Quota { writer } => {
                 self.event(format!("node/{writer}"), "writes more than its quota: ignored");
@@ -445,6 +467,9 @@ impl Node {
             // Shorter ones are what a busy machine looks like.
             Event::Stalled { stall_us } if stall_us >= STALL_TOLD_US => {
                 self.event("agent", format!("stood still for {} ms", stall_us / 1000));
+                if stall_us >= machine::AWAY_US {
+                    self.was_away("it stood still");
+                }
             }
             Event::Durable { key, .. } => {
                 for waiting in self.durable.remove(&key).unwrap_or_default() {
@@ -453,7 +478,7 @@ impl Node {
                 }
             }
             Event::Dropped { key } => self.key_changed(&key, None, ""),
-            Event::Left => self.event("flock", "left"),
+            Event::Left => self.left(),
             _ => {}
         }
     }
@@ -544,31 +569,46 @@ impl Node {
     /// Tells the scheduler, and through it the flock, what this node is and has.
     pub(crate) fn publish(&mut self) {
         let mut labels = self.config.labels.clone();
-        labels.entry("arch".into()).or_insert_with(|| host::arch().into());
+        let mut label_from = self.config.label_from.clone();
+        labels.entry("arch".into()).or_insert_with(|| {
+            label_from.insert("arch".into(), "measured".into());
+            host::arch().into()
+        });
         let capacity = &self.config.capacity;
+        let serves = !self.machine.in_maintenance();
         let cpu_milli = capacity.cpu.map_or_else(host::cpu_milli, |cpu| (cpu * 1000.0) as u64);
         let memory = capacity.memory_mib.map_or_else(host::memory_bytes, |mib| mib << 20);
         let prefix = self.ipam.prefix4();
         let record = NodeRecord {
             boot: self.driver.gossip().me().generation,
-            cpu_milli,
-            memory_bytes: memory,
+            cpu_milli: if serves { cpu_milli } else { 0 },
+            memory_bytes: if serves { memory } else { 0 },
             // Without addresses no pod can run here.
             pods: match &self.addresses {
                 Some(_) => capacity.pods.unwrap_or(host::PODS_MAX).min(host::PODS_MAX),
                 None => 0,
             },
             labels,
-            drain: self.draining,
+            label_from,
+            // The scheduler's own to say.
+            drain: false,
             images: self.image_prefixes(),
             api: self.config.api_addr().to_string(),
-            overlay: self.config.overlay_addr().to_string(),
-            noise_public: self.overlay_key.0.to_vec(),
+            overlay: if serves { self.config.overlay_addr().to_string() } else { String::new() },
+            noise_public: if serves { self.overlay_key.0.to_vec() } else { Vec::new() },
             v4_prefix: prefix.map(|p| p.to_string()).unwrap_or_default(),
             v6_prefix: self.ipam.prefix6().to_string(),
-            conditions: self.conditions.iter().cloned().collect(),
+            conditions: self.machine.alerts().chain(self.conditions.iter().cloned()).collect(),
             version: env!("CARGO_PKG_VERSION").into(),
-            ..NodeRecord::default()
+            uuid: self.machine.boot.uuid.clone(),
+            kernel: self.machine.kernel.clone(),
+            state: self.machine.boot.state.clone(),
+            booted_ms: self.machine.booted_ms,
+            wish: self.machine.wish.clone(),
+            stays: self.machine.life.stays(),
+            phase: self.machine.phase.clone(),
+            image: self.machine.image.clone(),
+            kept: self.machine.kept,
         };
         if self.published.as_ref() != Some(&record) {
             self.published = Some(record.clone());

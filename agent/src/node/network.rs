@@ -41,7 +41,29 @@ pub(super) fn open(
     let key = secret_key(config, rng)?;
     let public = key.public_key();
     let bind = config.overlay_addr();
-    let overlay = Overlay::spawn(Config {
+    let overlay =
+        Overlay::spawn(self::config(bind, key, credentials, ipam)).with_context(|| {
+            format!("the overlay cannot use UDP {bind}: is another agent running on this machine?")
+        })?;
+    Ok((overlay, public))
+}
+
+/// A data thread without packets, for a node in maintenance: no disk, no port that another may hold.
+pub(super) fn open_idle(
+    credentials: &Credentials,
+    ipam: &Ipam,
+    rng: &mut StdRng,
+) -> anyhow::Result<(Overlay, PublicKey)> {
+    let key = SecretKey::generate(rng);
+    let public = key.public_key();
+    let bind = SocketAddr::from(([127, 0, 0, 1], 0));
+    let overlay = Overlay::spawn(Config { gso: Gso::Off, ..config(bind, key, credentials, ipam) })
+        .context("cannot start the data thread")?;
+    Ok((overlay, public))
+}
+
+fn config(bind: SocketAddr, key: SecretKey, credentials: &Credentials, ipam: &Ipam) -> Config {
+    Config {
         bind,
         static_key: key,
         psk: Psk::from_bytes(credentials.derive("overlay")),
@@ -52,11 +74,7 @@ pub(super) fn open(
         overlay6: ipam.overlay6(),
         egress: false,
         gso: Gso::Auto,
-    })
-    .with_context(|| {
-        format!("the overlay cannot use UDP {bind}: is another agent running on this machine?")
-    })?;
-    Ok((overlay, public))
+    }
 }
 
 /// A number that grows with every start; the wall clock does, and where it does not a handshake is refused until it has
@@ -86,6 +104,9 @@ impl Node {
     /// Claiming may begin: a peer has told what is claimed, or there is nobody to ask.
     pub(super) fn begin_addresses(&mut self) {
         self.alone_us = None;
+        if self.machine.in_maintenance() {
+            return;
+        }
         self.ipam_step(netshim::ipam::Input::Synced);
     }
 

@@ -33,6 +33,13 @@ pub(super) struct Local {
     ready: bool,
 }
 
+impl Local {
+    /// The claim's record when it was started.
+    pub(super) fn record(&self) -> &sched::ClaimRecord {
+        &self.kept.record
+    }
+}
+
 struct Connection {
     shim: Shim,
     token: usize,
@@ -115,7 +122,7 @@ impl Node {
     /// The scheduler wants this claim to run.
     pub(super) fn start(&mut self, claim: sched::Claim) {
         let id = claim.id.clone();
-        if self.local.contains_key(&id) {
+        if self.local.contains_key(&id) || self.machine.life.is_closed() {
             return;
         }
         let now_us = self.clock.now_us();

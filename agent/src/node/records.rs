@@ -33,6 +33,7 @@ impl Node {
             "s" => self.spec_record(rest, body, writer),
             "i" => self.image_record(rest, body),
             "t" => self.tag_record(rest, body),
+            "p" if self.machine.in_maintenance() => {}
             "p" => self.ipam_step(netshim::ipam::Input::Record { key, body }),
             _ => {}
         }
@@ -42,6 +43,9 @@ impl Node {
         self.overlay_dirty = true;
         match body.map(NodeRecord::decode) {
             Some(Ok(record)) => {
+                if name == self.config.name {
+                    self.remembered(&record);
+                }
                 self.nodes.insert(name.to_owned(), record);
             }
             Some(Err(error)) => {

@@ -42,6 +42,16 @@ impl Node {
                     version: record.version,
                     draining: record.drain,
                     conditions: record.conditions,
+                    wish: record.wish,
+                    boot: member.generation,
+                    label_from: record.label_from,
+                    uuid: record.uuid,
+                    kernel: record.kernel,
+                    boot_state: record.state,
+                    booted_ms: record.booted_ms,
+                    phase: record.phase,
+                    image: record.image,
+                    kept: record.kept,
                 }
             })
             .collect();
@@ -174,7 +184,7 @@ impl Node {
             map_root: format!("{:016x}", gossip.root()),
             rss_bytes: host::rss_bytes(),
             uptime_ms: self.clock.now_us() / 1000,
-            conditions: self.conditions.iter().cloned().collect(),
+            conditions: self.machine.alerts().chain(self.conditions.iter().cloned()).collect(),
             overlay: counts.chain(drops).filter(|(_, n)| *n > 0).collect(),
         }
     }

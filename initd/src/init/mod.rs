@@ -44,6 +44,16 @@ pub struct Config {
     pub grace_ms: u32,
 }
 
+/// A nonblocking pipe that gets a byte for each SIGTERM and SIGINT that this process is sent: for a loop that ends in
+/// order. Children do not inherit it. Once per process.
+///
+/// # Errors
+/// [`crate::Error::Sys`].
+pub fn end_signals() -> crate::Result<OwnedFd> {
+    sys::signal_pipe(&[libc::SIGTERM, libc::SIGINT])
+        .map_err(|e| crate::Error::sys("sigaction", "SIGTERM", e))
+}
+
 /// The PID 1 role. Returns the exit code of the namespace: 0 after an orderly stop, 1 when it is not PID 1 or could
 /// not mount `/proc`. A machine never gets there.
 ///

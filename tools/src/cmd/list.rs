@@ -19,11 +19,15 @@ fn label(node: &Node, name: &str) -> String {
     node.labels.get(name).cloned().unwrap_or_else(|| "-".into())
 }
 
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
 const NODE_COLUMNS: &[Column<Node>] = &[
     column("NODE", |n| n.name.clone()),
     column("STATE", |n| {
-        let draining = if n.draining { ", draining" } else { "" };
-        format!("{}{draining}", n.state)
+        let more = super::node::states(n);
+        format!("{}{more}", n.state)
     }),
     column("ROW", |n| label(n, "row")),
     column("RACK", |n| label(n, "rack")),
@@ -40,6 +44,10 @@ const NODE_COLUMNS: &[Column<Node>] = &[
     }),
     wide("ADDRESS", |n| n.address.clone()),
     wide("VERSION", |n| n.version.clone()),
+    wide("KERNEL", |n| n.kernel.clone()),
+    wide("PHASE", |n| or_dash(&n.phase)),
+    wide("BOOT STATE", |n| or_dash(&n.boot_state)),
+    wide("UP", |n| output::age(n.booted_ms)),
     wide("CONDITIONS", |n| n.conditions.join("; ")),
 ];
 

@@ -6,11 +6,15 @@ mod image;
 mod init;
 mod list;
 mod logs;
+mod node;
 mod run;
+mod upgrade;
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+
+use sched::record::CORDON;
 
 use crate::cli::{Cli, Command, Init};
 use crate::context::Context;
@@ -51,6 +55,17 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     let code = runtime.block_on(async {
         match cli.command {
             Command::Nodes => list::nodes(&context, format).await?,
+            Command::Node { node } => node::show(&context, format, &node).await?,
+            Command::Cordon { node } => node::wish(&context, format, &node, CORDON).await?,
+            Command::Uncordon { node } => node::wish(&context, format, &node, "").await?,
+            Command::Drain(args) => node::drain(&context, format, &args).await?,
+            Command::Reboot(args) => node::end(&context, format, &args, "reboot").await?,
+            Command::Poweroff(args) => node::end(&context, format, &args, "off").await?,
+            Command::Upgrade(args) => upgrade::upgrade(&context, format, &args).await?,
+            Command::Console { node } => node::console(&context, format, &node).await?,
+            Command::Adopt(args) => node::adopt(&context, format, &args).await?,
+            Command::Retry { node } => node::retry(&context, format, &node).await?,
+            Command::Forget { node } => node::forget(&context, format, &node).await?,
             Command::Ps { app } => list::ps(&context, format, app.as_deref()).await?,
             Command::Why { app } => list::why(&context, format, &app).await?,
             Command::Events { follow } => list::events(&context, format, follow).await?,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use agent::api::client::Endpoint;
 use agent::api::types::{Nodes, Status};
-use agent::config::{Capacity, NodeConfig, Ports};
+use agent::config::{Capacity, NodeFile};
 use agent::flock::{Bundle, FlockInfo};
 use agent::host;
 use anyhow::{Context as _, Result, bail};
@@ -406,12 +406,12 @@ async fn is_up(node: &DevNode, expected: usize) -> Result<(), String> {
     }
 }
 
-fn config(dev: &DevNode, all: &[DevNode]) -> Result<NodeConfig> {
+fn config(dev: &DevNode, all: &[DevNode]) -> Result<NodeFile> {
     let count = u64::try_from(all.len()).unwrap_or(1).max(1);
     let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    Ok(NodeConfig {
-        name: dev.name.clone(),
-        address: dev.address.parse()?,
+    Ok(NodeFile {
+        name: Some(dev.name.clone()),
+        address: Some(dev.address.parse()?),
         join: all
             .iter()
             .filter(|other| other.name != dev.name)
@@ -432,7 +432,7 @@ fn config(dev: &DevNode, all: &[DevNode]) -> Result<NodeConfig> {
             memory_mib: Some((host::memory_bytes() >> 20) / count),
             pods: None,
         },
-        ports: Ports::default(),
+        ..NodeFile::default()
     })
 }
 

@@ -1,0 +1,227 @@
+//! Adoption: an operator gives a machine in maintenance a name, labels and credentials of its own.
+//!
+//! What is given is checked as a whole before anything of it counts, then written beside `node.toml`, and, where the machine has a
+//! state disk, there as well: the boot image brings back its own `node.toml` at the next boot, and [`install`] puts the
+//! adopted one over it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::api::types::Adopt;
+use crate::config::NodeFile;
+use crate::error::Error;
+use crate::flock::{Credentials, write_public, write_secret};
+
+/// The files of a node's credentials, and whether each is a secret.
+const FILES: [(&str, bool); 6] = [
+    ("flock.json", false),
+    ("ca.pem", false),
+    ("operators", false),
+    ("node.pem", false),
+    ("gossip.key", true),
+    ("node.key", true),
+];
+/// The largest of them, in bytes.
+const FILE_BYTES_MAX: usize = 16 * 1024;
+/// Where they are kept on the state disk.
+const KEPT: &str = "adopted";
+
+/// Where an adoption was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// Beside `node.toml`, for this boot.
+    pub dir: PathBuf,
+    /// On the state disk, for later ones.
+    pub disk: Option<PathBuf>,
+}
+
+/// Checks what an operator gives and writes it. `disk`: the state directory outlives a boot.
+///
+/// # Errors
+/// What is wrong with it, or what could not be written; what counted before still counts then.
+pub fn adopt(
+    given: &Adopt,
+    file: &NodeFile,
+    file_path: &Path,
+    flock: &str,
+    disk: bool,
+) -> Result<Adopted, Error> {
+    let bad = |reason: String| Error::Malformed { what: "adoption", reason };
+    let mut labels = file.labels.clone();
+    labels.extend(given.labels.clone());
+    let text = toml::to_string(&NodeFile {
+        name: Some(given.name.clone()),
+        maintenance: false,
+        labels,
+        ..file.clone()
+    })
+    .map_err(|e| bad(e.to_string()))?;
+    NodeFile::parse(&text).map_err(bad)?;
+    // Written where nobody looks, read back as the agent will, and only then put into place.
+    let trial = file.run.join("adopting");
+    write_all(&trial, &given.files, &text)?;
+    let read = Credentials::open(&trial).and_then(|credentials| {
+        crate::tls::server(&trial)?;
+        Ok(credentials)
+    });
+    let removed = fs::remove_dir_all(&trial);
+    let credentials = read?;
+    removed.map_err(|e| Error::io("remove", &trial, e))?;
+    if credentials.node != given.name {
+        return Err(bad(format!(
+            "the credentials are those of {}, not {}",
+            credentials.node, given.name
+        )));
+    }
+    if credentials.info.id != flock {
+        return Err(bad("the credentials are of another flock".into()));
+    }
+    let kept = disk.then(|| file.state.join(KEPT));
+    if let Some(dir) = &kept {
+        write_all(dir, &given.files, &text)?;
+    }
+    write_to(&file.credentials, file_path, &given.files, &text)?;
+    forget_former(&file.state)?;
+    let dir = file_path.parent().unwrap_or(Path::new("/")).to_owned();
+    Ok(Adopted { dir, disk: kept })
+}
+
+/// Puts an adoption that is kept on the state disk over what the boot image brought. Whether there was one.
+///
+/// # Errors
+/// It cannot be read or written.
+pub fn install(file: &NodeFile, file_path: &Path) -> Result<bool, Error> {
+    let kept = file.state.join(KEPT);
+    let node_toml = kept.join("node.toml");
+    if !node_toml.exists() {
+        return Ok(false);
+    }
+    let text = crate::flock::read_text(&node_toml)?;
+    NodeFile::parse(&text).map_err(|reason| Error::Config { path: node_toml.clone(), reason })?;
+    let mut files = BTreeMap::new();
+    for (name, _) in FILES {
+        files.insert(name.to_owned(), crate::flock::read_text(&kept.join(name))?);
+    }
+    write_to(&file.credentials, file_path, &files, &text)?;
+    Ok(true)
+}
+
+fn write_all(dir: &Path, files: &BTreeMap<String, String>, text: &str) -> Result<(), Error> {
+    write_to(dir, &dir.join("node.toml"), files, text)
+}
+
+/// The credentials first, `node.toml` last: it is what makes them count.
+fn write_to(
+    dir: &Path,
+    file_path: &Path,
+    files: &BTreeMap<String, String>,
+    text: &str,
+) -> Result<(), Error> {
+    crate::flock::make_private_dir(dir)?;
+    for (name, secret) in FILES {
+        let content =
+            files.get(name).filter(|text| text.len() <= FILE_BYTES_MAX).ok_or_else(|| {
+                let reason = format!("{name} is missing or has more than {FILE_BYTES_MAX} bytes");
+                Error::Malformed { what: "adoption", reason }
+            })?;
+        let path = dir.join(name);
+        if secret {
+            write_secret(&path, content.as_bytes())?;
+        } else {
+            write_public(&path, content.as_bytes())?;
+        }
+    }
+    write_public(file_path, text.as_bytes())
+}
+
+/// What the machine remembers under its former name would be taken for damage.
+fn forget_former(state: &Path) -> Result<(), Error> {
+    for name in ["gossip", "network.json"] {
+        let path = state.join(name);
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The files of credentials in a directory, as an operator sends them.
+///
+/// # Errors
+/// One is missing or is no text.
+pub fn files_of(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+    FILES
+        .into_iter()
+        .map(|(name, _)| Ok((name.to_owned(), crate::flock::read_text(&dir.join(name))?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flock::Bundle;
+
+    #[test]
+    fn an_adoption_counts_as_a_whole_or_not_at_all() {
+        let dir = crate::testing::temp_dir("adopt");
+        let bundle = Bundle::create(&dir.join("bundle"), "test", "alice").unwrap();
+        let etc = dir.join("etc");
+        bundle.issue_node("new", &etc).unwrap();
+        bundle.issue_node("n7", &dir.join("n7")).unwrap();
+        let file = NodeFile {
+            maintenance: true,
+            credentials: etc.clone(),
+            state: dir.join("state"),
+            run: dir.join("run"),
+            ..NodeFile::default()
+        };
+        let path = etc.join("node.toml");
+        fs::write(&path, toml::to_string(&file).unwrap()).unwrap();
+        fs::create_dir_all(file.state.join("gossip")).unwrap();
+        let given = Adopt {
+            name: "n7".into(),
+            labels: [("rack".to_owned(), "r1".to_owned())].into(),
+            files: files_of(&dir.join("n7")).unwrap(),
+        };
+        let id = bundle.info.id.as_str();
+
+        let wrong = Adopt { name: "n8".into(), ..given.clone() };
+        let said = adopt(&wrong, &file, &path, id, true).unwrap_err().to_string();
+        assert!(said.contains("those of n7, not n8"), "{said}");
+        let mut short = given.clone();
+        short.files.remove("node.key");
+        assert!(
+            adopt(&short, &file, &path, id, true).unwrap_err().to_string().contains("node.key")
+        );
+        let said = adopt(&given, &file, &path, "00", true).unwrap_err().to_string();
+        assert!(said.contains("another flock"), "{said}");
+        assert_eq!(Credentials::open(&etc).unwrap().node, "new", "nothing has changed");
+        assert!(!install(&file, &path).unwrap());
+
+        let written = adopt(&given, &file, &path, id, true).unwrap();
+        assert_eq!(written.disk, Some(file.state.join("adopted")));
+        let now = NodeFile::open(&path).unwrap();
+        assert!(!now.maintenance && now.name.as_deref() == Some("n7"));
+        assert_eq!(now.labels["rack"], "r1");
+        assert_eq!(Credentials::open(&etc).unwrap().node, "n7");
+        assert!(!file.state.join("gossip").exists(), "that was another name's");
+
+        // The next boot brings what the image has; the disk knows better.
+        bundle.issue_node("new", &etc).unwrap();
+        fs::write(&path, toml::to_string(&file).unwrap()).unwrap();
+        assert!(install(&file, &path).unwrap());
+        assert_eq!(Credentials::open(&etc).unwrap().node, "n7");
+        assert_eq!(NodeFile::open(&path).unwrap().name.as_deref(), Some("n7"));
+        use std::os::unix::fs::PermissionsExt as _;
+        for secret in ["etc/node.key", "state/adopted/node.key", "state/adopted/gossip.key"] {
+            assert_eq!(fs::metadata(dir.join(secret)).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
