@@ -103,12 +103,12 @@ fn make(dir: &Path) -> Result<()> {
 /// Lets children of `dir` have every wanted controller that it has; what fails is noticed when a limit is set.
 fn hand_down(dir: &Path) {
     let Ok(there) = std::fs::read_to_string(dir.join("cgroup.controllers")) else { return };
-    let wanted: Vec<String> = WANTED
-        .iter()
-        .chain(&SOMETIMES)
-        .filter(|w| there.split_whitespace().any(|c| c == **w))
-        .map(|w| format!("+{w}"))
-        .collect();
+    let has = |w: &&&str| there.split_whitespace().any(|c| c == **w);
+    let mut wanted: Vec<String> = WANTED.iter().filter(has).map(|w| format!("+{w}")).collect();
+    if !wanted.is_empty() {
+        // Where version 1 has the rest of them, taking these away from it helps nobody and disturbs who runs there.
+        wanted.extend(SOMETIMES.iter().filter(has).map(|w| format!("+{w}")));
+    }
     let file = dir.join("cgroup.subtree_control");
     if !wanted.is_empty() && write(&file, &wanted.join(" ")).is_err() {
         // All or nothing: one that cannot be given must not keep the others back.
