@@ -25,6 +25,8 @@ pub struct Gossip {
     net: Outbox,
     scratch: Vec<u8>,
     started: bool,
+    /// When the last step was.
+    stepped_us: u64,
     stats: Stats,
 }
 
@@ -80,6 +82,7 @@ impl Gossip {
             net: Outbox::default(),
             scratch: Vec::new(),
             started: false,
+            stepped_us: 0,
             stats: Stats::default(),
         })
     }
@@ -272,10 +275,12 @@ impl Gossip {
         act(&mut self.map, &mut ctx)
     }
 
-    /// A deadline that passed long ago unserved: this node stood still, and the silence it hears is its own.
+    /// A deadline that passed long ago unserved: this node stood still, and the silence it hears is its own. Noticed once,
+    /// however many datagrams are read before the timer's turn.
     fn notice_stall(&mut self, step: &mut Step<'_>) {
+        let before_us = std::mem::replace(&mut self.stepped_us, step.now_us);
         let Some(due_us) = self.next_deadline() else { return };
-        let stall_us = step.now_us.saturating_sub(due_us);
+        let stall_us = step.now_us.saturating_sub(due_us.max(before_us));
         if stall_us >= self.timing.stall_us {
             self.with_swim(step, |swim, ctx| swim.forgive(stall_us, ctx));
         }
