@@ -29,6 +29,8 @@ pub struct Machine {
     pub qemu: Vec<String>,
     /// Its disks.
     pub disks: Vec<Disk>,
+    /// Further files of its root.
+    pub extra: Option<Archive>,
     /// Another system UUID than [`vm::uuid`].
     pub uuid: Option<String>,
     /// Another network device than `virtio-net-pci`.
@@ -133,6 +135,15 @@ impl Builder<'_> {
         self
     }
 
+    /// All of one machine's `/etc/quelea`, as it gets it beside its image.
+    ///
+    /// # Errors
+    /// When there are too many files.
+    pub fn archive(&self, machine: usize) -> Result<Vec<u8>> {
+        let files = self.files.get(machine).context("no files of that machine")?;
+        Ok(images::node_archive(files)?.to_bytes())
+    }
+
     /// A file of one machine's `/etc/quelea`, as text.
     #[must_use]
     pub fn text_of(&self, machine: usize, name: &str) -> String {
@@ -173,6 +184,16 @@ impl Builder<'_> {
     pub fn extra(mut self, files: Archive) -> Self {
         self.extra = Some(files);
         self
+    }
+
+    /// Further files of one machine's root.
+    #[must_use]
+    pub fn extra_of(self, machine: usize, files: Archive) -> Self {
+        self.each(|n, own| {
+            if n == machine {
+                own.extra = Some(files.clone());
+            }
+        })
     }
 
     /// A reset (reboot, watchdog) boots the same kernel again, as firmware does. Otherwise it ends QEMU.
@@ -229,16 +250,17 @@ impl Builder<'_> {
             &env.bare
         };
         let mut initrds = vec![base.clone()];
-        initrds.extend(self.extra.as_ref().map(Archive::to_bytes));
-        if let Some(files) = self.files.get(index) {
-            initrds.push(images::node_archive(files)?.to_bytes());
+        let own = self.machines.get(index).cloned().unwrap_or_default();
+        let extra = self.extra.iter().chain(&own.extra);
+        initrds.extend(extra.map(Archive::to_bytes));
+        if index < self.files.len() {
+            initrds.push(self.archive(index)?);
         }
         let ip = if self.dhcp {
             "quelea.ip=dhcp".into()
         } else {
             format!("quelea.ip={}/24,gw=10.77.0.1 quelea.hostname={}", address(index), name(index))
         };
-        let own = self.machines.get(index).cloned().unwrap_or_default();
         let make = |(n, disk): (usize, Disk)| disk.make(dir, index, n);
         let args = format!("{} {}", self.args, own.args);
         let second =

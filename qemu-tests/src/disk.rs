@@ -128,13 +128,15 @@ impl Disk {
         Ok(File::options().write(true).open(&self.path)?.write_all_at(bytes, at)?)
     }
 
-    /// Damages the primary superblock so that its checksum no longer holds, but not its label.
+    /// Makes it blank again.
     ///
     /// # Errors
-    /// As [`Disk::overwrite`].
-    pub fn corrupt(&self) -> Result<()> {
-        // s_inodes_count, s_blocks_count_lo and the counters after them.
-        self.overwrite(SUPERBLOCK_AT, &[0xa5; 0x30])
+    /// When the file cannot be changed.
+    pub fn wipe(&self) -> Result<()> {
+        let file = File::options().write(true).open(&self.path)?;
+        let size_bytes = file.metadata()?.len();
+        file.set_len(0)?;
+        Ok(file.set_len(size_bytes)?)
     }
 
     /// All bytes that are not holes, summed: has anything been written since?
@@ -210,6 +212,34 @@ pub fn ext4(path: &Path, label: &str) -> Result<()> {
     Ok(())
 }
 
+/// For [`Disk::filled`]: damages the primary superblock, whose checksum no longer holds, but not its label.
+///
+/// # Errors
+/// When the file cannot be changed.
+pub fn corrupt(path: &Path) -> Result<()> {
+    // s_inodes_count, s_blocks_count_lo and the counters after them.
+    Ok(File::options().write(true).open(path)?.write_all_at(&[0xa5; 0x30], SUPERBLOCK_AT)?)
+}
+
+/// For [`Disk::filled`]: takes every block that is free, by debugfs(8).
+///
+/// # Errors
+/// When it does not end up full.
+pub fn fill(path: &Path) -> Result<()> {
+    let zeros = path.with_extension("zeros");
+    let size_bytes = std::fs::metadata(path)?.len();
+    // Not a hole: debugfs keeps those.
+    std::fs::write(&zeros, vec![1; usize::try_from(size_bytes)?])?;
+    let write = format!("write {} all", zeros.display());
+    run("debugfs", &["-w", "-R", &write], path)?;
+    std::fs::remove_file(&zeros)?;
+    let mut block = [0; SUPERBLOCK_BYTES];
+    File::open(path)?.read_exact_at(&mut block, SUPERBLOCK_AT)?;
+    let free = u32::from_le_bytes([0, 1, 2, 3].map(|n| block[0xc + n]));
+    ensure!(free == 0, "{}: {free} blocks are still free", path.display());
+    Ok(())
+}
+
 fn run(program: &str, args: &[&str], path: &Path) -> Result<std::process::Output> {
     Command::new(program)
         .args(args)
@@ -241,10 +271,19 @@ mod tests {
         let wanted = Ext4 { label: "someone".into(), size_bytes: 16 << 20, clean: true };
         assert_eq!(found, wanted);
         disk.check().expect("sound");
-        disk.corrupt().expect("write");
+        corrupt(disk.path()).expect("write");
         assert!(disk.check().is_err(), "a damaged superblock is not sound");
         assert_eq!(disk.ext4().expect("still ext4").label, "someone");
+        disk.wipe().expect("wipe");
+        assert_eq!(disk.fingerprint().expect("read"), blank);
+
+        Disk::nvme(16).filled(fill_ext4).make(&dir, 0, 2).expect("full");
         crate::vm::remove_dir(&dir);
+    }
+
+    fn fill_ext4(path: &Path) -> Result<()> {
+        ext4(path, "full")?;
+        fill(path)
     }
 
     #[test]

@@ -103,6 +103,7 @@ pub(super) fn given_address(env: &Env, name: &str) -> Result<Outcome> {
     let vm = &mut cluster.vms[0];
     let (_, line) = vm.line("net: up ", SECONDS_20)?;
     ensure!(line.contains("address=10.77.0.10/24 via=static"), "{line}");
+    vm.line("watchdog: no device: a machine that hangs stays so", SECONDS_20)?;
     for warning in ["ignored quelea.colour=red: unknown argument", "ignored quelea.net.wait=soon"] {
         vm.line(warning, SECONDS_20)?;
     }

@@ -164,7 +164,7 @@ pub(super) fn small_guest_runs_three_pods(env: &Env, test: &str) -> Result<Outco
         let status = ctl.read(&format!("/proc/{pid}/status"))?;
         Ok(super::boot::status_kib(&status, key).context("no VmRSS")? as f64)
     };
-    let agent = *ctl.find("/usr/bin/quelead agent")?.first().context("no agent")?;
+    let agent = agent(ctl)?;
     for (metric, pid, key, goal) in [
         ("small_pid1_rss_kib", 1, "VmRSS", Some(2048.0)),
         ("small_pid1_anon_kib", 1, "RssAnon", None),

@@ -6,6 +6,8 @@ mod flock;
 mod limits;
 mod network;
 mod operator;
+mod power;
+mod state;
 mod suites;
 
 use crate::{Cluster, Env, figures::Figure, vm::remove_dir};
@@ -178,6 +180,54 @@ pub const ALL: &[Scenario] = &[
         about: "initd's own tests of ways out of a container and of leaks, inside a guest with all of cgroup v2",
         smoke: false,
         run: suites::escape_suite_real_cgroups,
+    },
+    Scenario {
+        name: "state_disk_first_boot_grow_persist",
+        about: "blank virtio, NVMe and SATA disks are formatted when told to; a power cut loses nothing; grown disks are used",
+        smoke: false,
+        run: state::first_boot_grow_persist,
+    },
+    Scenario {
+        name: "state_disk_bad_inputs",
+        about: "disks that are full, read-only, damaged, someone else's, two, or not to be formatted: said, and left alone",
+        smoke: true,
+        run: state::bad_disks,
+    },
+    Scenario {
+        name: "diskless_rack_power_cycle",
+        about: "a rack loses power: its apps are back from the one machine with a disk; without any, the flock begins anew",
+        smoke: false,
+        run: state::diskless_rack_power_cycle,
+    },
+    Scenario {
+        name: "power_button_orderly_shutdown",
+        about: "pods end by SIGTERM, the node leaves, the disk is unmounted clean, the machine is off",
+        smoke: true,
+        run: power::power_button_orderly_shutdown,
+    },
+    Scenario {
+        name: "watchdog_resets_hung_agent",
+        about: "a hung agent is replaced by PID 1; a PID 1 that stands still is reset by the hardware",
+        smoke: false,
+        run: power::watchdog_resets_hung_agent,
+    },
+    Scenario {
+        name: "agent_crash_loop_maintenance",
+        about: "an agent that falls again and again: Maintenance, seen from another node, with the reason",
+        smoke: false,
+        run: power::agent_crash_loop_maintenance,
+    },
+    Scenario {
+        name: "kexec_upgrade_rolls_back",
+        about: "a new kernel and initramfs are kept when the node is healthy, and rolled back when it is not",
+        smoke: false,
+        run: power::kexec_upgrade_rolls_back,
+    },
+    Scenario {
+        name: "duplicate_smbios_uuid",
+        about: "two machines with one SMBIOS UUID are two nodes, and both say so",
+        smoke: false,
+        run: power::duplicate_smbios_uuid,
     },
 ];
 

@@ -200,3 +200,13 @@ pub(super) fn tool(app: &str, args: &[&str], limits: &str) -> String {
         args.join(", ")
     )
 }
+
+/// PID of the agent in its full form, however PID 1 calls its own binary.
+pub(super) fn agent(ctl: &mut Ctl) -> Result<i32> {
+    for program in ["/usr/bin/quelead", "/init"] {
+        if let Some(pid) = ctl.find(&format!("{program} agent --config"))?.first() {
+            return Ok(*pid);
+        }
+    }
+    anyhow::bail!("no agent runs")
+}
