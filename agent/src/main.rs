@@ -134,8 +134,16 @@ fn again(config: &std::path::Path) -> ExitCode {
 fn init(config: PathBuf, namespace: bool) -> ExitCode {
     let exe = std::env::current_exe().unwrap_or_else(|_| "/init".into());
     let mode = if namespace { initd::init::Mode::Namespace } else { initd::init::Mode::Machine };
-    let agent = vec![exe.into(), "agent".into(), "--config".into(), config.into()];
-    code(initd::init::main(&initd::init::Config { mode, agent, grace_ms: 5_000 }))
+    let agent = vec![exe.into(), "agent".into(), "--config".into(), config.clone().into()];
+    code(initd::init::main(&initd::init::Config {
+        mode,
+        agent,
+        node_config: Some(config),
+        grace_ms: 5_000,
+        // Whoever tries things on a laptop does not want to wait.
+        drain_ms: if namespace { 5_000 } else { 30_000 },
+        first_word_ms: (!namespace).then_some(60_000),
+    }))
 }
 
 fn code(status: i32) -> ExitCode {

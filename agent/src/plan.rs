@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use imagefs::Image;
-use initd::pod::{
-    Bind, Caps, Check, ContainerSpec, PodSpec, Probe, Resources, Restart, Stop,
-};
+use initd::pod::{Bind, Caps, Check, ContainerSpec, PodSpec, Probe, Resources, Restart, Stop};
 use netshim::ipam::PodAddr;
 use nix::sys::signal::Signal;
 use sched::spec;

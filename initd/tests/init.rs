@@ -24,7 +24,7 @@ impl Node {
             .args(agent)
             .arg(&dir)
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(dir.join("console")).expect("console"))
             .spawn()
             .expect("unshare");
         Self { unshare, dir }
@@ -44,6 +44,11 @@ impl Node {
     fn lines(&self, file: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.join(file)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// What the console shows of this.
+    fn console(&self, text: &str) -> Option<String> {
+        self.lines("console").into_iter().find(|line| line.contains(text))
     }
 
     fn end(&mut self) -> Option<i32> {
@@ -120,4 +125,128 @@ fn a_killed_pid_1_takes_everything_with_it() {
     eventually("the end of all", || !left());
     assert_eq!(ours(), mounts, "its /proc was never ours");
     assert!(Path::new("/proc/self").exists());
+}
+
+#[test]
+fn an_agent_that_speaks_is_drained_before_it_ends() {
+    if !root_or_skip("init_drains") {
+        return;
+    }
+    let mut node = Node::start("drains", &["stub-agent", "speaks"]);
+    eventually("the agent", || node.lines("told").contains(&"phase running".to_owned()));
+    kill_process(node.init(), Signal::TERM).expect("signal");
+    assert_eq!(node.end(), Some(0));
+    let told = node.lines("told");
+    let drain = told.iter().position(|line| line == "drain 3000 off").expect("drain");
+    assert_eq!(told[drain - 1], "phase draining SIGTERM");
+    assert!(node.console("the agent was too slow").is_none());
+}
+
+#[test]
+fn an_agent_that_does_not_drain_has_its_time_and_no_more() {
+    if !root_or_skip("init_deaf") {
+        return;
+    }
+    let mut node = Node::start("deaf", &["stub-agent", "deaf"]);
+    eventually("the agent", || !node.lines("told").is_empty());
+    let start = std::time::Instant::now();
+    kill_process(node.init(), Signal::TERM).expect("signal");
+    assert_eq!(node.end(), Some(0));
+    assert!(start.elapsed() >= std::time::Duration::from_millis(3000), "{:?}", start.elapsed());
+    assert!(node.console("drain: the agent was too slow").is_some());
+}
+
+#[test]
+fn the_agent_ends_the_node_and_a_kernel_is_refused_in_a_namespace() {
+    if !root_or_skip("init_powers") {
+        return;
+    }
+    let mut node = Node::start("powers", &["stub-agent", "powers"]);
+    assert_eq!(node.end(), Some(0));
+    assert!(node.console("draining: the agent asks for it").is_some());
+    let node = Node::start("stages", &["stub-agent", "stages"]);
+    let refused = "refused this is no machine of its own".to_owned();
+    eventually("a refusal", || node.lines("told").contains(&refused));
+}
+
+#[test]
+fn an_agent_that_falls_at_once_is_started_for_maintenance() {
+    if !root_or_skip("init_crashes") {
+        return;
+    }
+    // The directory comes first, so what PID 1 adds is what follows it.
+    let node = Node::start("crashes", &["stub-agent", "crashes"]);
+    let expected = "--maintenance --reason the agent fell 5 times in 60 s; last, it ended: code 7";
+    eventually("maintenance", || node.lines("arguments").len() >= 6);
+    assert_eq!(node.lines("arguments"), ["", "", "", "", "", expected]);
+    let line = node.console("maintenance: the agent fell 5 times").expect("the reason");
+    assert!(line.contains("code 7"), "{line}");
+}
+
+#[test]
+fn a_silent_agent_is_killed_and_started_again() {
+    if !root_or_skip("init_hangs") {
+        return;
+    }
+    let node = Node::start("hangs", &["stub-agent", "hangs"]);
+    eventually("the first", || !node.lines("agents").is_empty());
+    let start = std::time::Instant::now();
+    eventually("the second", || node.lines("agents").len() >= 2);
+    assert!(start.elapsed() >= std::time::Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(node.console("the agent is silent: killed").is_some());
+}
+
+#[test]
+fn an_agent_that_floods_the_link_stops_nothing() {
+    if !root_or_skip("init_floods") {
+        return;
+    }
+    let mut node = Node::start("floods", &["stub-agent", "floods"]);
+    eventually("the agent", || !node.lines("up").is_empty());
+    kill_process(node.init(), Signal::TERM).expect("signal");
+    assert_eq!(node.end(), Some(0));
+}
+
+/// `QUELEA_ORPHAN_SECONDS=60` for the whole minute of the specification; ten seconds otherwise.
+#[test]
+fn a_thousand_orphans_a_second_leave_nothing() {
+    if !root_or_skip("init_orphans") {
+        return;
+    }
+    let node = Node::start("orphans", &["stub-agent", "orphans"]);
+    let init = node.init().as_raw_nonzero().get();
+    eventually("the first thousand", || !node.lines("warm").is_empty());
+    let rss = || {
+        let text = std::fs::read_to_string(format!("/proc/{init}/status")).expect("status");
+        let line = text.lines().find(|l| l.starts_with("RssAnon")).expect("RssAnon").to_owned();
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("KiB")
+    };
+    let fds = || std::fs::read_dir(format!("/proc/{init}/fd")).expect("fds").count();
+    let before = (rss(), fds());
+    let mut worst = 0;
+    loop {
+        worst = worst.max(zombies_of(init));
+        if !node.lines("made").is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    eventually("no zombie", || zombies_of(init) == 0);
+    let (made, after) = (node.lines("made"), (rss(), fds()));
+    println!("orphans={made:?} worst_zombies={worst} anon_kib={before:?}->{after:?}");
+    assert!(made[0].parse::<u64>().expect("count") >= 10_000, "{made:?}");
+    assert_eq!(after.1, before.1, "descriptors");
+    assert!(after.0 <= before.0 + 64, "anonymous memory of PID 1 grew: {before:?} {after:?} KiB");
+    assert!(worst < 500, "{worst} zombies at once: half a second behind");
+}
+
+/// Children of PID 1 that nobody has reaped.
+fn zombies_of(init: i32) -> usize {
+    let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children"));
+    let children = children.unwrap_or_default();
+    let stat = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let state = |stat: &String| {
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    };
+    children.split_whitespace().filter_map(stat).filter(state).count()
 }

@@ -5,15 +5,28 @@ use std::io::{Read as _, Write as _};
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
+    if let Some(code) = initd::machine::personality(args.iter().map(AsRef::as_ref)) {
+        std::process::exit(code);
+    }
+    if std::process::id() == 1 && args.get(1).is_none_or(|role| role != "init") {
+        std::process::exit(machine(args.get(1).map_or("speaks", String::as_str)));
+    }
     let word = |i: usize| args.get(i).map_or("", String::as_str);
     let code = match word(1) {
         "shim" => initd::shim::main(),
         "init" => {
             let agent = args.get(2..).unwrap_or_default().iter().map(Into::into).collect();
             let mode = initd::init::Mode::Namespace;
-            initd::init::main(&initd::init::Config { mode, agent, grace_ms: 2000 })
+            initd::init::main(&initd::init::Config {
+                mode,
+                agent,
+                node_config: None,
+                grace_ms: 2000,
+                drain_ms: 3000,
+                first_word_ms: None,
+            })
         }
-        "stub-agent" => stub_agent(word(2), std::path::Path::new(word(3))),
+        "stub-agent" => stub_agent(word(2), std::path::Path::new(word(3)), args.get(4..)),
         "stub-workload" => {
             std::thread::sleep(std::time::Duration::from_secs(600));
             0
@@ -233,8 +246,88 @@ fn main() {
     std::process::exit(code);
 }
 
+/// PID 1 of a whole machine, with a stub for an agent: what follows `--` on the kernel's command line.
+fn machine(mode: &str) -> i32 {
+    let agent = ["/init", "stub-agent", mode, "/run"].iter().map(Into::into).collect();
+    initd::init::main(&initd::init::Config {
+        mode: initd::init::Mode::Machine,
+        agent,
+        node_config: None,
+        grace_ms: 2000,
+        drain_ms: 5000,
+        first_word_ms: Some(60_000),
+    })
+}
+
+/// Speaks with PID 1 as an agent does, and notes what it is told. What it does next is in its name:
+/// `speaks`, `deaf` (never drains), `hangs` (says a word and no more), `powers` (asks for the end), `stages` and
+/// `kexecs` (another kernel, which is not there or is).
+fn speaking_agent(mode: &str, note: &dyn Fn(&str, &str)) -> i32 {
+    use initd::init::link::{AgentEnd, ToAgent, ToInit};
+    let Ok(Some(link)) = AgentEnd::from_env() else {
+        note("told", "no link");
+        return 1;
+    };
+    let say = |message: &ToInit| link.send(message).unwrap_or(false);
+    say(&ToInit::Alive);
+    say(&ToInit::Ready);
+    match mode {
+        "powers" => _ = say(&ToInit::Power(initd::machine::Power::Off)),
+        "stages" => _ = say(&ToInit::Kexec("/nonexistent".into())),
+        "kexecs" => _ = say(&ToInit::Kexec("/boot".into())),
+        _ => {}
+    }
+    loop {
+        match link.receive() {
+            Ok(Some(message)) => {
+                note("told", &message.to_string());
+                if matches!(message, ToAgent::Drain { .. }) && mode != "deaf" {
+                    say(&ToInit::Drained);
+                }
+            }
+            Ok(None) => {
+                let mut fds = [rustix::event::PollFd::new(&link, rustix::event::PollFlags::IN)];
+                let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+                let _ = rustix::event::poll(&mut fds, Some(&second));
+                if mode != "hangs" {
+                    say(&ToInit::Alive);
+                }
+            }
+            Err(e) => {
+                note("told", &e.to_string());
+                return 1;
+            }
+        }
+    }
+}
+
+/// Leaves so many children a second to PID 1, for so many seconds. Returns how many.
+#[allow(unsafe_code)]
+fn orphans(rate: u64, seconds: u64) -> u64 {
+    const BATCH: u64 = 10;
+    let start = std::time::Instant::now();
+    for n in 0..rate * seconds / BATCH {
+        let due = std::time::Duration::from_micros(n * BATCH * 1_000_000 / rate.max(1));
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
+        // SAFETY: this process has one thread; the children do nothing but fork and _exit.
+        unsafe {
+            let middle = libc::fork();
+            if middle == 0 {
+                for _ in 0..BATCH {
+                    if libc::fork() == 0 {
+                        libc::_exit(0);
+                    }
+                }
+                libc::_exit(0);
+            }
+            libc::waitpid(middle, std::ptr::null_mut(), 0);
+        }
+    }
+    rate * seconds / BATCH * BATCH
+}
+
 /// Stands for an agent under PID 1: notes that it ran, starts a workload once, leaves an orphan, and falls or stays.
-fn stub_agent(mode: &str, dir: &std::path::Path) -> i32 {
+fn stub_agent(mode: &str, dir: &std::path::Path, more: Option<&[String]>) -> i32 {
     let me = std::env::current_exe().unwrap_or_default();
     let note = |file: &str, line: &str| {
         let file = std::fs::OpenOptions::new().append(true).create(true).open(dir.join(file));
@@ -245,6 +338,37 @@ fn stub_agent(mode: &str, dir: &std::path::Path) -> i32 {
         note("workload", &child.map(|c| c.id()).unwrap_or_default().to_string());
     }
     note("agents", &format!("pid={} zombies={}", std::process::id(), zombies()));
+    let more = more.unwrap_or_default();
+    match mode {
+        "speaks" | "deaf" | "hangs" | "powers" | "stages" | "kexecs" => {
+            return speaking_agent(mode, &note);
+        }
+        "floods" => {
+            let Ok(Some(link)) = initd::init::link::AgentEnd::from_env() else { return 1 };
+            note("up", "up");
+            loop {
+                let _ = link.send(&initd::init::link::ToInit::Alive);
+            }
+        }
+        "crashes" => {
+            note("arguments", &more.join(" "));
+            if more.is_empty() {
+                return 7;
+            }
+        }
+        "orphans" => {
+            let seconds = std::env::var("QUELEA_ORPHAN_SECONDS").ok();
+            let seconds = seconds.and_then(|s| s.parse().ok()).unwrap_or(10);
+            // The first thousand are not counted: everything has been used once then.
+            orphans(1000, 1);
+            note("warm", "warm");
+            note("made", &orphans(1000, seconds).to_string());
+        }
+        _ => {}
+    }
+    if matches!(mode, "crashes" | "orphans") {
+        std::thread::sleep(std::time::Duration::from_secs(600));
+    }
     if mode == "stays" {
         // SIGTERM ends it; the shell says so.
         let script = "trap 'echo agent >>\"$0/ended\"; exit 0' TERM; echo up >\"$0/up\"; while :; do sleep 1 & wait; done";

@@ -313,14 +313,16 @@ impl InitEnd {
         }
     }
 
-    /// The next message; `None` when none waits or the agent has gone, which its reaping tells.
+    /// The next message; `None` when none waits.
     ///
     /// # Errors
-    /// [`Error::Format`] for bytes that are no message; the next one may be.
+    /// [`Error::Format`] for bytes that are no message; the next one may be. [`Error::Sys`] with `EPIPE` at the end of
+    /// the link: it would be readable for ever, so it must be let go.
     pub fn receive(&self) -> Result<Option<ToInit>> {
         match get(&self.fd, ToInit::parse)? {
             Got::Message(message) => Ok(Some(message)),
-            Got::Nothing | Got::TheEnd => Ok(None),
+            Got::Nothing => Ok(None),
+            Got::TheEnd => Err(Error::sys("recv", "the agent's link", Errno::PIPE)),
         }
     }
 }

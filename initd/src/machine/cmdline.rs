@@ -7,17 +7,25 @@
 //! quelea.label=KEY=VALUE       may be repeated; handed on to the agent
 //! quelea.join=IP:PORT[,…]      nodes to meet; may be repeated; before DHCP's (option 225)
 //! quelea.ntp=IP[:PORT][,…]     time servers; before DHCP's (option 42)
+//! quelea.state=auto | memory | disk | format:WHICH                  default auto; the same words may stand in
+//!                              /etc/quelea/state ([`Wish`](super::disk::Wish))
+//! quelea.state.wait=SECONDS    how long a disk that is expected is waited for    default 15
+//! quelea.watchdog=auto | soft | off                                 default auto: the hardware's, if there is one
+//! quelea.trial=SECONDS         reboot by then unless the agent says that this kernel is to be kept
 //! ```
 //!
 //! Bonds and VLANs are not made here: a machine whose only way out is one of them needs its switch to send untagged
 //! frames on a single port.
 
+use super::disk::Wish;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Most labels taken from the command line; further ones are refused with a warning.
 pub const LABELS_MAX: usize = 32;
-/// Longest wait for an address; longer ones are cut with a warning.
-pub const NET_WAIT_S_MAX: u32 = 3600;
+/// Longest wait for an address or a disk; longer ones are refused with a warning.
+pub const WAIT_S_MAX: u32 = 3600;
+/// Shortest and longest trial of a kernel; others are refused with a warning.
+pub const TRIAL_S: std::ops::RangeInclusive<u64> = 10..=3600;
 
 /// Most nodes to meet; further ones are refused with a warning.
 pub const SEEDS_MAX: usize = 16;
@@ -64,6 +72,17 @@ pub enum Ip {
     },
 }
 
+/// Which watchdog is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchdogMode {
+    /// The hardware's, where there is one.
+    Auto,
+    /// The hardware's, or else the kernel's own timer: no help against a kernel that hangs.
+    Soft,
+    /// None.
+    Off,
+}
+
 /// What the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cmdline {
@@ -75,6 +94,14 @@ pub struct Cmdline {
     pub net_wait_s: u32,
     /// Host name.
     pub hostname: Option<String>,
+    /// Where state is kept, if this is where it is said.
+    pub state: Option<Wish>,
+    /// How long an expected disk is waited for, in seconds.
+    pub state_wait_s: u32,
+    /// Which watchdog is used.
+    pub watchdog: WatchdogMode,
+    /// Uptime in seconds by which this kernel must have been kept.
+    pub trial_s: Option<u64>,
     /// `key=value` labels in order.
     pub labels: Vec<String>,
     /// Nodes to meet, in order.
@@ -92,6 +119,10 @@ impl Default for Cmdline {
             device: None,
             net_wait_s: 30,
             hostname: None,
+            state: None,
+            state_wait_s: 15,
+            watchdog: WatchdogMode::Auto,
+            trial_s: None,
             labels: Vec::new(),
             seeds: Vec::new(),
             ntp: Vec::new(),
@@ -126,18 +157,29 @@ impl Cmdline {
                 let bare = |ip: IpAddr| SocketAddr::new(ip, NTP_PORT);
                 one.parse().ok().or_else(|| one.parse().ok().map(bare)).filter(seed_is_valid)
             })?,
-            "net.wait" => {
-                let wait: u32 = value.parse().map_err(|_| "not a number of seconds")?;
-                if wait > NET_WAIT_S_MAX {
-                    return Err("longer than an hour");
-                }
-                self.net_wait_s = wait;
-            }
+            "net.wait" => self.net_wait_s = parse_wait(value)?,
+            "state" => self.state = Some(Wish::parse(value)?),
+            "state.wait" => self.state_wait_s = parse_wait(value)?,
             "hostname" => {
                 if !hostname_is_valid(value) {
                     return Err("a host name has 1 to 63 of a-z 0-9 -");
                 }
                 self.hostname = Some(value.to_owned());
+            }
+            "watchdog" => {
+                self.watchdog = match value {
+                    "auto" => WatchdogMode::Auto,
+                    "soft" => WatchdogMode::Soft,
+                    "off" => WatchdogMode::Off,
+                    _ => return Err("a watchdog is auto, soft or off"),
+                };
+            }
+            "trial" => {
+                let trial: u64 = value.parse().map_err(|_| "not a number of seconds")?;
+                if !TRIAL_S.contains(&trial) {
+                    return Err("a trial lasts 10 seconds to an hour");
+                }
+                self.trial_s = Some(trial);
             }
             "label" => {
                 if !label_is_valid(value) {
@@ -195,6 +237,11 @@ fn extend(
     }
     *list = longer;
     Ok(())
+}
+
+fn parse_wait(value: &str) -> Result<u32, &'static str> {
+    let wait: u32 = value.parse().map_err(|_| "not a number of seconds")?;
+    if wait > WAIT_S_MAX { Err("longer than an hour") } else { Ok(wait) }
 }
 
 fn parse_ip(value: &str) -> Result<(Ip, Option<Device>), &'static str> {
@@ -333,6 +380,12 @@ mod tests {
             "quelea.ntp=pool.ntp.org",
             "quelea.ntp=224.0.1.1",
             "quelea.ntp=10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4,10.0.0.5",
+            "quelea.watchdog=on",
+            "quelea.state=tape",
+            "quelea.state=format:",
+            "quelea.state.wait=-1",
+            "quelea.trial=5",
+            "quelea.trial=5000",
         ] {
             let c = Cmdline::parse(bad);
             assert_eq!(c.warnings.len(), 1, "{bad}");

@@ -95,9 +95,9 @@ pub(super) fn leave_rootfs() -> Result<()> {
     rustix::process::chdir("/").map_err(at("chdir", "/"))
 }
 
-/// Mounts the table. Returns whether everything that must be there is.
-pub(super) fn mount_all() -> bool {
-    let mut all = true;
+/// Mounts the table. Returns what must be there and is not, a sentence each.
+pub(super) fn mount_all() -> Vec<String> {
+    let mut faults = Vec::new();
     for mount in MOUNTS {
         // Mount points in sysfs are the kernel's to make; where they are missing so is the file system.
         let _ = std::fs::create_dir_all(mount.target);
@@ -106,10 +106,7 @@ pub(super) fn mount_all() -> bool {
             // Already there: a test's init or a debugger's.
             Err(Errno::BUSY) => {}
             Err(_) if mount.optional => {}
-            Err(e) => {
-                all = false;
-                say!("mount {} on {}: {e}", mount.kind, mount.target);
-            }
+            Err(e) => faults.push(format!("mount {} on {}: {e}", mount.kind, mount.target)),
         }
     }
     for (link, target) in [
@@ -120,7 +117,7 @@ pub(super) fn mount_all() -> bool {
     ] {
         let _ = rustix::fs::symlink(target, link);
     }
-    all
+    faults
 }
 
 /// Memory for what should outlive a reboot, where there is no disk for it.
@@ -129,6 +126,12 @@ pub(super) fn mount_state_in_memory() -> Result<()> {
     let flags = MountFlags::NOSUID.union(MountFlags::NODEV);
     rustix::mount::mount("tmpfs", STATE_DIR, "tmpfs", flags, c"mode=0700,size=50%")
         .map_err(|e| Error::sys("mount tmpfs", STATE_DIR, e))
+}
+
+/// Puts what is mounted there in the place of state.
+pub(super) fn move_to_state(from: &str) -> Result<()> {
+    std::fs::create_dir_all(STATE_DIR).map_err(|e| Error::io("mkdir", STATE_DIR, &e))?;
+    rustix::mount::mount_move(from, STATE_DIR).map_err(|e| Error::sys("mount --move", from, e))
 }
 
 /// Opens the console where the kernel could not do it (an image without `/dev/console`), after `/dev` is there.

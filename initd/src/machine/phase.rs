@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 
 /// How long Draining may take when nobody says otherwise.
 pub const DRAIN_US: u64 = 30_000_000;
-/// How long processes have between SIGTERM and SIGKILL.
-pub const KILL_US: u64 = 5_000_000;
+/// How long everything may take to end, SIGTERM and SIGKILL together.
+pub const KILL_US: u64 = 8_000_000;
 /// How long sync and unmount may take before the machine goes off regardless.
 pub const UNMOUNT_US: u64 = 20_000_000;
 
@@ -85,7 +85,9 @@ impl Phase {
         STILL.into_iter().chain(ended).find(|phase| phase.name() == name)
     }
 
-    fn is_way_down(self) -> bool {
+    /// Told to end, or ended.
+    #[must_use]
+    pub fn is_way_down(self) -> bool {
         matches!(self, Self::Draining | Self::Killing | Self::Unmounting | Self::Ended(_))
     }
 }
@@ -195,6 +197,17 @@ impl Machine {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// How long Draining may take from now on.
+    pub fn set_drain(&mut self, drain_us: u64) {
+        self.drain_us = drain_us;
+    }
+
+    /// What ends it, once it is told to.
+    #[must_use]
+    pub fn power(&self) -> Power {
+        self.power
     }
 
     /// Phases that failed on the way up.

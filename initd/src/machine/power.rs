@@ -17,28 +17,35 @@ const KILL_MS: u64 = 3_000;
 /// Most processes told in one round; the rest is caught by `cgroup.kill`.
 const PROCESSES_MAX: usize = 65_536;
 
-/// Kills, unmounts, ends. For PID 1 of a machine, after pods have been drained.
+/// Kills, unmounts, ends, in one go. For a PID 1 that is not `init::main`, after pods have been drained.
 pub fn halt(power: Power) -> ! {
     say!("{}: ending what still runs", power.name());
     end_processes();
     say!("{}: letting file systems go", power.name());
     // Its own thread of time: sync(2) waits for a dead disk for ever. Memory-only machines have nothing to sync.
-    let synced = std::thread::Builder::new().spawn(rustix::fs::sync);
-    if let Ok(thread) = synced {
+    if let Ok(thread) = std::thread::Builder::new().spawn(let_file_systems_go) {
         let start = Instant::now();
         while !thread.is_finished() && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    mounts::unmount_all();
+    end(power)
+}
+
+/// Everything is gone and unmounted: ends the machine.
+pub(super) fn end(power: Power) -> ! {
     say!("{}: now", power.name());
-    let _ = reboot(match power {
+    let ended = reboot(match power {
         Power::Off => RebootCommand::PowerOff,
         Power::Reboot => RebootCommand::Restart,
         Power::Halt => RebootCommand::Halt,
-        // Returns with an error when nothing is loaded.
         Power::Kexec => RebootCommand::Kexec,
     });
+    say!("{}: {}", power.name(), ended.err().map_or_else(String::new, |e| e.to_string()));
+    if power == Power::Kexec {
+        // Nothing is loaded after all: the firmware still has the last good one.
+        let _ = reboot(RebootCommand::Restart);
+    }
     // No firmware support for it. PID 1 never exits: the kernel would panic.
     let _ = reboot(RebootCommand::Halt);
     loop {
@@ -46,15 +53,26 @@ pub fn halt(power: Power) -> ! {
     }
 }
 
+/// Sync, then everything unmounted or at least read-only.
+pub(crate) fn let_file_systems_go() {
+    rustix::fs::sync();
+    mounts::unmount_all();
+}
+
+/// Kills every cgroup but PID 1's own: what forks faster than signals come is caught as well.
+pub(crate) fn kill_cgroups() {
+    for entry in std::fs::read_dir(mounts::CGROUP_ROOT).into_iter().flatten().flatten() {
+        // PID 1 itself is in there.
+        if entry.file_name() != "init" {
+            let _ = std::fs::write(entry.path().join("cgroup.kill"), "1");
+        }
+    }
+}
+
 fn end_processes() {
     signal_all(Signal::TERM);
     if !gone_within(TERM_MS) {
-        for entry in std::fs::read_dir(mounts::CGROUP_ROOT).into_iter().flatten().flatten() {
-            // PID 1 itself is in there.
-            if entry.file_name() != "init" {
-                let _ = std::fs::write(entry.path().join("cgroup.kill"), "1");
-            }
-        }
+        kill_cgroups();
         signal_all(Signal::KILL);
         if !gone_within(KILL_MS) {
             say!("{} processes would not end", processes().len());

@@ -1,9 +1,9 @@
-//! State: who the machine is, what time it is at least, randomness, and the place for what should last.
+//! State: who the machine is, what time it is at least, randomness, and memory where no disk is.
 
 use super::{
     cmdline::{Cmdline, hostname_is_valid},
     console::say,
-    mounts, netd, read,
+    netd, read,
 };
 use rustix::{
     rand::{GetRandomFlags, getrandom},
@@ -18,18 +18,15 @@ const HOSTNAME_FILE: &str = "/etc/quelea/hostname";
 /// How long the boot waits for randomness. Keys are made after this; a machine without any says so.
 const ENTROPY_MS: u64 = 5_000;
 
-/// Does all of it; false when part of it failed.
-pub(super) fn settle(cmdline: &Cmdline, from_network: Option<&str>) -> bool {
+/// Does all of it. Returns what failed, a sentence each.
+pub(super) fn settle(cmdline: &Cmdline, from_network: Option<&str>) -> Vec<String> {
     hostname(cmdline, from_network);
     clock_floor(&read(IMAGE_FILE));
-    let random = entropy();
-    match mounts::mount_state_in_memory() {
-        Ok(()) => random,
-        Err(e) => {
-            say!("state: {e}");
-            false
-        }
+    let mut faults = Vec::new();
+    if !entropy() {
+        faults.push(format!("no randomness after {ENTROPY_MS} ms; keys will wait for it"));
     }
+    faults
 }
 
 fn hostname(cmdline: &Cmdline, from_network: Option<&str>) {
@@ -86,7 +83,6 @@ fn entropy() -> bool {
             return true;
         }
         if start.elapsed() >= Duration::from_millis(ENTROPY_MS) {
-            say!("state: no randomness after {ENTROPY_MS} ms; keys will wait for it");
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));

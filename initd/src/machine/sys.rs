@@ -86,3 +86,66 @@ pub(super) fn keep_network_rights() -> Result<(), Errno> {
         CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() },
     )
 }
+
+fn done(result: libc::c_long) -> Result<(), Errno> {
+    if result == -1 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(())
+}
+
+/// Sets a watchdog's timeout; returns the one it has taken, in seconds (linux/watchdog.h).
+pub(super) fn watchdog_timeout(device: impl AsFd, timeout_s: i32) -> Result<i32, Errno> {
+    // `_IOWR('W', 6, int)`.
+    const WDIOC_SETTIMEOUT: u32 = 0xc004_5706;
+    let mut timeout_s: libc::c_int = timeout_s;
+    // SAFETY: the kernel reads and writes one int at a pointer to one.
+    done(libc::c_long::from(unsafe {
+        libc::ioctl(device.as_fd().as_raw_fd(), WDIOC_SETTIMEOUT as libc::Ioctl, &raw mut timeout_s)
+    }))?;
+    Ok(timeout_s)
+}
+
+/// Makes a netlink socket hear a multicast group (netlink(7)).
+pub(super) fn join_netlink_group(socket: impl AsFd, group: u32) -> Result<(), Errno> {
+    // SAFETY: the pointer is to a live u32 and the length is its size.
+    done(libc::c_long::from(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            (&raw const group).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    }))
+}
+
+/// Loads a kernel for a later `reboot(LINUX_REBOOT_CMD_KEXEC)` (kexec_file_load(2)). One that was loaded is replaced.
+pub(super) fn kexec_file_load(
+    kernel: impl AsFd,
+    initrd: impl AsFd,
+    cmdline: &str,
+) -> Result<(), Errno> {
+    let line = std::ffi::CString::new(cmdline).map_err(|_| Errno::INVAL)?;
+    // SAFETY: two descriptors, and a string whose length counts its zero.
+    done(unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_fd().as_raw_fd(),
+            initrd.as_fd().as_raw_fd(),
+            line.as_bytes_with_nul().len(),
+            line.as_ptr(),
+            0_usize,
+        )
+    })
+}
+
+/// Grows a mounted ext4 to so many blocks of its own size (EXT4_IOC_RESIZE_FS, linux/ext4.h).
+pub(super) fn ext4_resize(root: impl AsFd, blocks: u64) -> Result<(), Errno> {
+    // `_IOW('f', 16, __u64)`.
+    const EXT4_IOC_RESIZE_FS: u32 = 0x4008_6610;
+    // SAFETY: the kernel reads one u64 at a pointer to one.
+    done(libc::c_long::from(unsafe {
+        libc::ioctl(root.as_fd().as_raw_fd(), EXT4_IOC_RESIZE_FS as libc::Ioctl, &raw const blocks)
+    }))
+}

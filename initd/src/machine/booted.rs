@@ -1,0 +1,100 @@
+//! A machine that is up: what PID 1 keeps of it, and looks after while the agent runs.
+
+use super::button::Button;
+use super::cmdline::{Cmdline, Ip};
+use super::helpers::Helper;
+use super::kexec::Loading;
+use super::phase::Machine;
+use super::watchdog::Watchdog;
+use super::{Power, monotonic_ms, power};
+use crate::init::core::Input;
+use rustix::fd::{AsFd as _, BorrowedFd};
+use std::{collections::VecDeque, path::Path};
+
+/// A machine that is up.
+#[derive(Debug)]
+pub struct Booted {
+    /// Where it stands; further events are its owner's to feed.
+    pub machine: Machine,
+    /// What the command line says.
+    pub cmdline: Cmdline,
+    /// What failed on the way up, a sentence each.
+    pub faults: Vec<String>,
+    netd: Helper,
+    plugd: Helper,
+    watchdog: Watchdog,
+    button: Option<Button>,
+    loading: Option<Loading>,
+}
+
+impl Booted {
+    pub(super) fn new(
+        machine: Machine,
+        cmdline: Cmdline,
+        faults: Vec<String>,
+        (netd, plugd): (Helper, Helper),
+        watchdog: Watchdog,
+    ) -> Self {
+        // ENOENT: a machine without ACPI has no such button.
+        let button = Button::open().ok();
+        if cmdline.trial_s.is_some() {
+            // A kernel on trial that panics must go back to the last good one, whoever staged it.
+            let panic_s = super::read("/proc/sys/kernel/panic");
+            if panic_s.trim() == "0" {
+                let _ = std::fs::write("/proc/sys/kernel/panic", "10");
+            }
+        }
+        Self { machine, cmdline, faults, netd, plugd, watchdog, button, loading: None }
+    }
+
+    /// To be told of every child that PID 1 reaped and does not know. True when it was ours; it runs again then.
+    pub fn reaped(&mut self, pid: i32) -> bool {
+        let network = self.cmdline.ip != Ip::Off;
+        self.netd.reaped(pid, network) || self.plugd.reaped(pid, true)
+    }
+
+    /// The same for `init::main`. On the way down nothing is started again.
+    pub(crate) fn reaped_with(
+        &mut self,
+        pid: u32,
+        status: i32,
+        way_down: bool,
+        inputs: &mut VecDeque<Input>,
+    ) {
+        if let Some(loading) = self.loading.take_if(|l| l.pid == pid) {
+            inputs.push_back(Input::Loaded(loading.result(status)));
+        } else if !way_down {
+            let _ = i32::try_from(pid).map(|pid| self.reaped(pid));
+        }
+    }
+
+    /// Looks after the watchdog and the button. `fresh`: the agent is well, or PID 1 knows what it waits for.
+    pub(crate) fn tend(&mut self, fresh: bool, inputs: &mut VecDeque<Input>) {
+        self.watchdog.tend(monotonic_ms(), fresh);
+        if self.button.as_ref().is_some_and(Button::pressed) {
+            inputs.push_back(Input::Stop(Power::Off, "the power button"));
+        }
+    }
+
+    /// What to wake up for.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.button.iter().map(|button| button.as_fd())
+    }
+
+    /// When to wake up at the latest.
+    pub(crate) fn next_ms(&self) -> Option<u64> {
+        self.watchdog.next_ms()
+    }
+
+    /// Starts to load the kernel in a directory; [`Input::Loaded`] comes when its loader is reaped.
+    pub(crate) fn load_kernel(&mut self, dir: &Path) -> Result<(), String> {
+        self.loading = Some(Loading::start(dir)?);
+        Ok(())
+    }
+
+    /// The last thing: nothing runs, nothing is mounted.
+    pub(crate) fn end(&mut self, power: Power) -> ! {
+        self.watchdog.disarm();
+        power::end(power)
+    }
+}
