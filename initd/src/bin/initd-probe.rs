@@ -259,6 +259,13 @@ fn machine(mode: &str) -> i32 {
     })
 }
 
+/// A line of `/proc/1/status`.
+fn rss_of_pid_1() -> String {
+    let status = std::fs::read_to_string("/proc/1/status").unwrap_or_default();
+    let lines = status.lines().filter(|l| l.starts_with("VmRSS") || l.starts_with("RssAnon"));
+    lines.map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join(", ")
+}
+
 /// Speaks with PID 1 as an agent does, and notes what it is told. What it does next is in its name:
 /// `speaks`, `deaf` (never drains), `hangs` (says a word and no more), `powers` (asks for the end), `stages` and
 /// `kexecs` (another kernel, which is not there or is).
@@ -291,6 +298,9 @@ fn speaking_agent(mode: &str, note: &dyn Fn(&str, &str)) -> i32 {
                 let _ = rustix::event::poll(&mut fds, Some(&second));
                 if mode != "hangs" {
                     say(&ToInit::Alive);
+                }
+                if mode == "measures" {
+                    eprintln!("quelea: PID 1: {}", rss_of_pid_1());
                 }
             }
             Err(e) => {
@@ -340,7 +350,7 @@ fn stub_agent(mode: &str, dir: &std::path::Path, more: Option<&[String]>) -> i32
     note("agents", &format!("pid={} zombies={}", std::process::id(), zombies()));
     let more = more.unwrap_or_default();
     match mode {
-        "speaks" | "deaf" | "hangs" | "powers" | "stages" | "kexecs" => {
+        "speaks" | "deaf" | "hangs" | "powers" | "stages" | "kexecs" | "measures" => {
             return speaking_agent(mode, &note);
         }
         "floods" => {

@@ -227,12 +227,8 @@ impl Core {
     }
 
     fn agent_gone(&mut self, now_ms: u64, how: &str, out: &mut Vec<Output>) {
-        let before = self.keeper.form();
         self.keeper.ended(now_ms, how);
         out.push(Output::Say(format!("the agent {how}")));
-        if before == Form::Full && self.keeper.form() == Form::Maintenance {
-            out.push(Output::Say(format!("maintenance: {}", self.keeper.reason())));
-        }
         match self.phase() {
             Phase::Draining => self.feed(now_ms, Event::Done { ok: true }, out),
             phase if phase.is_way_down() => {}

@@ -25,6 +25,8 @@ const REAPS_MAX: usize = 256;
 const MESSAGES_MAX: usize = 64;
 /// How often what cannot be waited for is looked at on the way down.
 const END_POLL_MS: u64 = 10;
+/// After so long without anything to do, PID 1 lets go of the parts of its program that it no longer runs.
+const QUIET_MS: u64 = 5_000;
 /// Most of a configuration file that is looked at.
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 
@@ -38,6 +40,8 @@ pub(super) struct Shell<'a> {
     booted: Option<Booted>,
     /// Sync and unmount, while they run.
     unmounting: Option<std::thread::JoinHandle<()>>,
+    /// When the program is let go of, after the last thing that was done.
+    quiet_at_ms: Option<u64>,
 }
 
 impl<'a> Shell<'a> {
@@ -54,7 +58,7 @@ impl<'a> Shell<'a> {
             None => (namespace(), String::new()),
         };
         let core = Core::new(settings, machine, faults);
-        Ok(Self { config, core, signals, link: None, booted, unmounting: None })
+        Ok(Self { config, core, signals, link: None, booted, unmounting: None, quiet_at_ms: None })
     }
 
     /// Until the end of the namespace, which gets this exit code.
@@ -65,6 +69,7 @@ impl<'a> Shell<'a> {
             while let Some(input) = inputs.pop_front() {
                 self.core.step(machine::monotonic_ms(), input, &mut outputs);
                 for output in outputs.drain(..) {
+                    self.quiet_at_ms = Some(machine::monotonic_ms() + QUIET_MS);
                     if let Output::End(power) = output {
                         return self.end(power);
                     }
@@ -156,7 +161,11 @@ impl<'a> Shell<'a> {
     /// Until something happens or the next deadline.
     fn sleep(&mut self) {
         let now_ms = machine::monotonic_ms();
-        let mut until = self.core.next_deadline();
+        if self.quiet_at_ms.take_if(|at| *at <= now_ms).is_some() {
+            // Most of it is the boot's.
+            sys::let_program_go();
+        }
+        let mut until = self.core.next_deadline().into_iter().chain(self.quiet_at_ms).min();
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         if let Some(link) = &self.link {
             fds.push(PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN));
