@@ -38,6 +38,8 @@ pub enum Input {
     Stop(Power, &'static str),
     /// The kernel that was to be loaded is, or why it is not.
     Loaded(Result<(), String>),
+    /// What failed in this phase has come right since.
+    Mended(Phase),
     /// Nobody is left but PID 1.
     NobodyLeft,
     /// File systems are let go.
@@ -98,8 +100,8 @@ pub struct Core {
     loading: bool,
     /// Why the machine goes down.
     why: &'static str,
-    /// What failed on the way up, for the console: one sentence.
-    faults: String,
+    /// What failed on the way up: `PHASE: WHY` each.
+    faults: Vec<String>,
     /// When the agent has had its time to drain.
     drain_until_ms: Option<u64>,
     /// When SIGTERM to all has had its time.
@@ -107,9 +109,9 @@ pub struct Core {
 }
 
 impl Core {
-    /// A machine that has come up (`faults` in a sentence), or a namespace; the agent is due at once.
+    /// A machine that has come up (`faults` as `PHASE: WHY`), or a namespace; the agent is due at once.
     #[must_use]
-    pub fn new(settings: Settings, mut machine: Machine, faults: String) -> Self {
+    pub fn new(settings: Settings, mut machine: Machine, faults: Vec<String>) -> Self {
         let limit_ms = settings.drain_ms + settings.grace_ms + DRAIN_MARGIN_MS;
         machine.set_drain(limit_ms.saturating_mul(1000));
         Self {
@@ -139,12 +141,12 @@ impl Core {
 
     /// Why the machine is where it is; empty when all is well.
     #[must_use]
-    pub fn reason(&self) -> &str {
+    pub fn reason(&self) -> String {
         match self.phase() {
-            Phase::Running => "",
-            Phase::Degraded if self.keeper.reason().is_empty() => &self.faults,
-            Phase::Degraded | Phase::Maintenance => self.keeper.reason(),
-            _ => self.why,
+            Phase::Running => String::new(),
+            Phase::Degraded if self.keeper.reason().is_empty() => self.faults.join("; "),
+            Phase::Degraded | Phase::Maintenance => self.keeper.reason().to_owned(),
+            _ => self.why.to_owned(),
         }
     }
 
@@ -177,6 +179,11 @@ impl Core {
             Input::Said(message) => self.said(now_ms, message, out),
             Input::Stop(power, why) => self.shutdown(now_ms, power, why, out),
             Input::Loaded(result) => self.loaded(now_ms, result, out),
+            Input::Mended(phase) => {
+                let prefix = format!("{}: ", phase.name());
+                self.faults.retain(|fault| !fault.starts_with(&prefix));
+                self.feed(now_ms, Event::Mended(phase), out);
+            }
             Input::NobodyLeft => {
                 if self.phase() == Phase::Killing {
                     self.feed(now_ms, Event::Done { ok: true }, out);
@@ -222,7 +229,7 @@ impl Core {
             self.end_agent(now_ms, out);
             return;
         }
-        let (phase, reason) = (self.phase(), self.reason().to_owned());
+        let (phase, reason) = (self.phase(), self.reason());
         out.push(Output::Tell(ToAgent::Phase { phase, reason }));
     }
 
@@ -309,7 +316,7 @@ impl Core {
         self.machine.step(now_ms.saturating_mul(1000), event, &mut actions);
         for action in actions {
             let (Action::Report(phase) | Action::Enter(phase)) = action;
-            out.push(Output::Report(phase, self.reason().to_owned()));
+            out.push(Output::Report(phase, self.reason()));
             if action == Action::Enter(phase) {
                 self.enter(now_ms, phase, out);
             }

@@ -24,6 +24,8 @@ const RETRY_MS: u64 = 300_000;
 /// The last part of [`ALIVE_MS_MAX`] is counted from when PID 1 looks: after a stop of the whole machine both have
 /// lost the same time, and the agent must have its chance to speak.
 const DOUBT_MS: u64 = 2_000;
+/// An agent silent for longer should have been killed and gone by now: only the watchdog can help.
+const LOST_MS: u64 = ALIVE_MS_MAX + 3_000;
 /// How long a killed agent may take to be gone before it is killed again.
 const KILL_AGAIN_MS: u64 = 1_000;
 
@@ -140,12 +142,13 @@ impl Keeper {
     #[must_use]
     pub fn is_fresh(&self, now_ms: u64) -> bool {
         let State::Up(life) = self.state else { return true };
-        let heard = match (life.heard_ms, self.first_word_ms) {
-            (Some(heard), _) => now_ms.saturating_sub(heard) <= ALIVE_MS_MAX,
-            (None, Some(first)) => now_ms.saturating_sub(life.since_ms) <= first,
+        match (life.heard_ms, self.first_word_ms) {
+            (Some(heard), _) => now_ms.saturating_sub(heard) <= LOST_MS,
+            (None, Some(first)) => {
+                now_ms.saturating_sub(life.since_ms) <= first + LOST_MS - ALIVE_MS_MAX
+            }
             (None, None) => true,
-        };
-        !life.hung && heard
+        }
     }
 
     /// It was silent for too long and is being killed.
@@ -427,7 +430,8 @@ mod tests {
         assert_eq!(k.timer(at), None);
         assert_eq!(k.timer(at + DOUBT_MS), Some(Order::Signal(7, libc::SIGKILL)));
         assert_eq!(at + DOUBT_MS, now + 1 + ALIVE_MS_MAX);
-        assert!(!k.is_fresh(at + DOUBT_MS), "the watchdog may bite until it is gone");
+        assert!(k.is_fresh(at + DOUBT_MS), "it may be gone in a moment");
+        assert!(!k.is_fresh(at + DOUBT_MS + 3_001), "the watchdog may bite until it is gone");
         assert_eq!(k.timer(at + DOUBT_MS + 1000), Some(Order::Signal(7, libc::SIGKILL)));
         k.ended(at + 9000, "ended: signal 9");
         assert!(k.is_fresh(at + 9000));

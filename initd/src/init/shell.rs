@@ -54,8 +54,8 @@ impl<'a> Shell<'a> {
         let signals =
             sys::signal_pipe(&[libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGCHLD])?;
         let (machine, faults) = match &booted {
-            Some(booted) => (booted.machine.clone(), booted.faults.join("; ")),
-            None => (namespace(), String::new()),
+            Some(booted) => (booted.machine.clone(), booted.faults.clone()),
+            None => (namespace(), Vec::new()),
         };
         let core = Core::new(settings, machine, faults);
         Ok(Self { config, core, signals, link: None, booted, unmounting: None, quiet_at_ms: None })

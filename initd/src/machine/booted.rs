@@ -4,7 +4,7 @@ use super::button::Button;
 use super::cmdline::{Cmdline, Ip};
 use super::helpers::Helper;
 use super::kexec::Loading;
-use super::phase::Machine;
+use super::phase::{Machine, Phase};
 use super::watchdog::Watchdog;
 use super::{Power, monotonic_ms, power};
 use crate::init::core::Input;
@@ -25,7 +25,14 @@ pub struct Booted {
     watchdog: Watchdog,
     button: Option<Button>,
     loading: Option<Loading>,
+    /// The network came up without an address: when it is looked at again.
+    address_at_ms: Option<u64>,
 }
+
+/// How often an address that is late is looked for.
+const ADDRESS_EVERY_MS: u64 = 1_000;
+/// Where the keeper of the network writes what it has got.
+const NET_FILE: &str = "/run/quelea/net";
 
 impl Booted {
     pub(super) fn new(
@@ -44,7 +51,18 @@ impl Booted {
                 let _ = std::fs::write("/proc/sys/kernel/panic", "10");
             }
         }
-        Self { machine, cmdline, faults, netd, plugd, watchdog, button, loading: None }
+        let address_at_ms = machine.faults().any(|phase| phase == Phase::NetUp).then_some(0);
+        Self {
+            address_at_ms,
+            machine,
+            cmdline,
+            faults,
+            netd,
+            plugd,
+            watchdog,
+            button,
+            loading: None,
+        }
     }
 
     /// To be told of every child that PID 1 reaped and does not know. True when it was ours; it runs again then.
@@ -71,6 +89,14 @@ impl Booted {
     /// Looks after the watchdog and the button. `fresh`: the agent is well, or PID 1 knows what it waits for.
     pub(crate) fn tend(&mut self, fresh: bool, inputs: &mut VecDeque<Input>) {
         self.watchdog.tend(monotonic_ms(), fresh);
+        if self.address_at_ms.is_some_and(|at| at <= monotonic_ms()) {
+            if Path::new(NET_FILE).exists() {
+                self.address_at_ms = None;
+                inputs.push_back(Input::Mended(Phase::NetUp));
+            } else {
+                self.address_at_ms = Some(monotonic_ms() + ADDRESS_EVERY_MS);
+            }
+        }
         if self.button.as_ref().is_some_and(Button::pressed) {
             inputs.push_back(Input::Stop(Power::Off, "the power button"));
         }
@@ -83,7 +109,7 @@ impl Booted {
 
     /// When to wake up at the latest.
     pub(crate) fn next_ms(&self) -> Option<u64> {
-        self.watchdog.next_ms()
+        self.watchdog.next_ms().into_iter().chain(self.address_at_ms).min()
     }
 
     /// Starts to load the kernel in a directory; [`Input::Loaded`] comes when its loader is reaped.

@@ -146,6 +146,8 @@ pub enum Event {
     },
     /// There is a node configuration (known when State is through), or there is one now.
     Configured(bool),
+    /// What failed in this phase has come right since.
+    Mended(Phase),
     /// The agent answers.
     AgentUp,
     /// The agent fell.
@@ -227,6 +229,10 @@ impl Machine {
             Event::Done { ok } => self.done(now_us, ok, out),
             Event::Configured(yes) => {
                 self.configured = yes;
+                self.settle(out);
+            }
+            Event::Mended(phase) => {
+                self.faults.remove(&phase);
                 self.settle(out);
             }
             Event::AgentUp | Event::AgentDown => {

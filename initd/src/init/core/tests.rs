@@ -22,7 +22,7 @@ fn machine() -> Machine {
 
 /// With the agent running as 7.
 fn running(settings: Settings) -> Core {
-    let mut c = Core::new(settings, machine(), String::new());
+    let mut c = Core::new(settings, machine(), Vec::new());
     assert_eq!(play(&mut c, 0, Input::Timer), [Output::Look]);
     assert_eq!(
         play(&mut c, 0, Input::Looked(Wanted::Full)),
@@ -107,7 +107,7 @@ fn an_agent_that_cannot_be_asked_is_told_to_end() {
     let out = play(&mut c, 5, Input::Stop(Power::Off, "test"));
     assert!(out.contains(&Output::EndAll { force: false }), "{out:?}");
     // On its way.
-    let mut c = Core::new(SETTINGS, machine(), String::new());
+    let mut c = Core::new(SETTINGS, machine(), Vec::new());
     play(&mut c, 0, Input::Timer);
     play(&mut c, 0, Input::Looked(Wanted::Full));
     assert_eq!(play(&mut c, 1, Input::Stop(Power::Off, "test")).len(), 1);
@@ -173,7 +173,7 @@ fn a_silent_agent_is_killed_with_a_line() {
             Output::Signal(7, libc::SIGKILL)
         ]
     );
-    assert!(!c.is_fresh(10_006));
+    assert!(c.is_fresh(13_001) && !c.is_fresh(13_002));
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_kernel_on_trial_is_kept_or_left() {
 
 #[test]
 fn a_node_without_configuration_waits_for_one() {
-    let mut c = Core::new(SETTINGS, machine(), String::new());
+    let mut c = Core::new(SETTINGS, machine(), Vec::new());
     play(&mut c, 0, Input::Timer);
     let out = play(&mut c, 0, Input::Looked(Wanted::Nothing));
     assert_eq!(out, [report(Phase::Maintenance, "no configuration of a node")]);
@@ -220,6 +220,25 @@ fn a_node_without_configuration_waits_for_one() {
     play(&mut c, 300_000, Input::Timer);
     let out = play(&mut c, 300_000, Input::Looked(Wanted::Full));
     assert!(out.contains(&report(Phase::Running, "")), "{out:?}");
+}
+
+#[test]
+fn an_address_that_comes_late_mends_what_it_can() {
+    let mut machine = Machine::new(1);
+    for ok in [true, true, false] {
+        machine.step(0, Event::Done { ok }, &mut Vec::new());
+    }
+    machine.step(0, Event::Configured(true), &mut Vec::new());
+    machine.step(0, Event::Done { ok: false }, &mut Vec::new());
+    let faults = ["net-up: no address", "state: vda is full"].map(str::to_owned).to_vec();
+    let mut c = Core::new(SETTINGS, machine, faults);
+    assert_eq!(
+        (c.phase(), c.reason()),
+        (Phase::Degraded, "net-up: no address; state: vda is full".into())
+    );
+    assert_eq!(play(&mut c, 1, Input::Mended(Phase::NetUp)), []);
+    assert_eq!(c.reason(), "state: vda is full");
+    assert_eq!(play(&mut c, 2, Input::Mended(Phase::State)), [report(Phase::Running, "")]);
 }
 
 proptest! {

@@ -216,8 +216,7 @@ fn mount(name: &str) -> Result<(Superblock, OwnedFd), String> {
         Ok(stat) if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) => {
             return refuse(format!("{name} could only be mounted read-only"));
         }
-        // The part that is kept for root counts: that is who writes here.
-        Ok(stat) if stat.f_bfree.saturating_mul(stat.f_frsize) < FREE_BYTES_MIN => {
+        Ok(stat) if usable_bytes(&stat) < FREE_BYTES_MIN => {
             let mib = stat.f_blocks.saturating_mul(stat.f_frsize) >> 20;
             let room = device_bytes(&device).unwrap_or(0).saturating_sub(superblock.bytes);
             if room < GROW_BYTES_MIN {
@@ -233,6 +232,13 @@ fn mount(name: &str) -> Result<(Superblock, OwnedFd), String> {
         Ok(root) => Ok((superblock, root)),
         Err(e) => Err(format!("open {STAGE}: {e}")),
     }
+}
+
+/// What root can still write. The part that is kept for root counts: that is who writes here. What the kernel keeps for
+/// its own conversions does not (`ext4_calculate_resv_clusters`): 2 % or 4096 blocks.
+fn usable_bytes(stat: &rustix::fs::StatVfs) -> u64 {
+    let kept = (stat.f_blocks / 50).min(4096);
+    stat.f_bfree.saturating_sub(kept).saturating_mul(stat.f_frsize)
 }
 
 fn device_bytes(device: &Path) -> std::io::Result<u64> {

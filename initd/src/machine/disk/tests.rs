@@ -184,6 +184,174 @@ fn a_format_cut_before_its_end_leaves_a_blank_disk() {
     assert_eq!(image.holds(), Holds::Blank);
 }
 
+/// An image as a block device, in a mount namespace of this thread's own with an empty /run.
+struct Loop {
+    name: String,
+}
+
+impl Loop {
+    fn new(image: &Image, options: &[&str]) -> Self {
+        let out = Command::new("losetup")
+            .args(["--find", "--show"])
+            .args(options)
+            .arg(&image.path)
+            .output()
+            .expect("losetup");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let path = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+        Self { name: path.strip_prefix("/dev/").expect("a device").to_owned() }
+    }
+
+    fn candidate(&self) -> Candidate {
+        let names = scan::names(Some("loop"));
+        assert!(names.contains(&self.name), "{names:?}");
+        scan::candidate(&self.name, &names).expect("a disk")
+    }
+
+    fn mount(&self) -> Result<(Superblock, OwnedFd), String> {
+        mount(&self.name)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(STAGE, UnmountFlags::DETACH);
+        let _ = Command::new("losetup").arg("-d").arg(format!("/dev/{}", self.name)).status();
+    }
+}
+
+fn unmount() {
+    rustix::mount::unmount(STAGE, UnmountFlags::empty()).expect("unmount");
+}
+
+/// Runs it on a thread that sees mounts of its own. False (and says so): the test needs root.
+fn apart(test: &str, run: impl FnOnce() + Send + 'static) {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP {test}: needs root");
+        return;
+    }
+    let thread = std::thread::spawn(|| {
+        use rustix::mount::{MountPropagationFlags, mount_change};
+        use rustix::thread::UnshareFlags;
+        // SAFETY: a fresh thread that shares no file system state that matters, and ends here.
+        #[allow(unsafe_code)]
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }
+            .expect("unshare");
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).expect("private");
+        rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).expect("run");
+        run();
+    });
+    thread.join().expect("the test");
+}
+
+#[test]
+fn a_blank_disk_is_formatted_grown_and_keeps_what_is_written() {
+    apart("state_disk_life", || {
+        let image = Image::new("life", 300);
+        let device = Loop::new(&image, &[]);
+        let there = [device.candidate()];
+        assert_eq!((there[0].holds.clone(), there[0].whole), (Holds::Blank, true));
+        let wish = Wish::Format(Selector::Name(device.name.clone()));
+        assert_eq!(choose(&wish, &there, true), Decision::Format(device.name.clone()));
+        format(&device.name).expect("format");
+        let (superblock, root) = device.mount().expect("mount");
+        assert_eq!(superblock.bytes, FORMAT_BYTES_MIN);
+        grow(&device.name, &superblock, root);
+        let mib = |stat: rustix::fs::StatVfs| (stat.f_blocks * stat.f_frsize) >> 20;
+        // Resizing needs CAP_SYS_RESOURCE, which a container that runs this may lack; `qemu-tests` has it.
+        let grows = may_resize();
+        let size = || mib(rustix::fs::statvfs(STAGE).expect("statvfs"));
+        assert!(!grows || size() > 240, "{}", size());
+        std::fs::write(Path::new(STAGE).join("kept"), "kept").expect("write");
+        unmount();
+
+        image.file.set_len(1 << 30).expect("a larger disk");
+        let path = format!("/dev/{}", device.name);
+        assert!(Command::new("losetup").args(["-c", &path]).status().expect("losetup").success());
+        assert_eq!(
+            choose(&Wish::Auto, &[device.candidate()], false),
+            Decision::Mount(device.name.clone())
+        );
+        let (superblock, root) = device.mount().expect("mount");
+        assert_eq!(superblock.bytes >> 20, if grows { 300 } else { 128 });
+        grow(&device.name, &superblock, root);
+        assert!(!grows || size() > 900, "{}", size());
+        assert_eq!(std::fs::read(Path::new(STAGE).join("kept")).expect("read"), b"kept");
+        // A second format of what is in use is refused by the kernel, should all else fail.
+        assert_eq!(format(&device.name).expect_err("busy").raw_os_error(), Some(libc::EBUSY));
+        unmount();
+        drop(device);
+        image.run(&["e2fsck", "-f", "-n"]);
+    });
+}
+
+/// CAP_SYS_RESOURCE is bit 24.
+fn may_resize() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:")).expect("CapEff");
+    let may = u64::from_str_radix(line.trim(), 16).expect("hex") >> 24 & 1 == 1;
+    if !may {
+        println!("SKIP the growing: no CAP_SYS_RESOURCE");
+    }
+    may
+}
+
+#[test]
+fn a_disk_that_lost_its_power_is_replayed() {
+    apart("state_disk_replay", || {
+        let image = Image::ours("power", 64);
+        let device = Loop::new(&image, &[]);
+        let (_, root) = device.mount().expect("mount");
+        let path = Path::new(STAGE).join("synced");
+        std::fs::write(&path, "synced").expect("write");
+        File::open(&path).expect("open").sync_all().expect("sync");
+        // The disk as it is at this moment.
+        let copy = Image::new("power-copy", 64);
+        std::fs::copy(&image.path, &copy.path).expect("copy");
+        drop(root);
+        unmount();
+        let device = Loop::new(&copy, &[]);
+        let Holds::Ext(Found::Ours(superblock)) = device.candidate().holds else { panic!() };
+        assert!(superblock.replay, "it was mounted");
+        let _root = device.mount().expect("mount");
+        assert_eq!(std::fs::read(Path::new(STAGE).join("synced")).expect("read"), b"synced");
+    });
+}
+
+#[test]
+fn full_damaged_and_read_only_disks_are_refused_with_their_names() {
+    apart("state_disk_bad", || {
+        let image = Image::ours("full", 64);
+        let device = Loop::new(&image, &[]);
+        let (_, root) = device.mount().expect("mount");
+        let file = File::create(Path::new(STAGE).join("all")).expect("create");
+        let chunk = vec![1; 1 << 16];
+        while std::io::Write::write_all(&mut &file, &chunk).is_ok() {}
+        while std::io::Write::write_all(&mut &file, &chunk[..512]).is_ok() {}
+        file.sync_all().expect("sync");
+        drop((file, root));
+        unmount();
+        let why = device.mount().expect_err("full");
+        assert!(why.starts_with(&format!("{} is full", device.name)), "{why}");
+        drop(device);
+
+        // Group descriptors gone, the superblock whole: only the kernel can tell.
+        let image = Image::ours("descriptors", 256);
+        let block = if let Holds::Ext(Found::Ours(s)) = image.holds() { s.block_bytes } else { 0 };
+        image.put(u64::from(block.max(2048)), &[0; 1024]);
+        let device = Loop::new(&image, &[]);
+        let why = device.mount().expect_err("damaged");
+        assert!(why.starts_with(&format!("mount {}: ", device.name)), "{why}");
+        drop(device);
+
+        let image = Image::ours("read-only", 64);
+        let device = Loop::new(&image, &["--read-only"]);
+        let why = refused(&Wish::Auto, &[device.candidate()]);
+        assert_eq!(why, format!("{} is read-only", device.name));
+    });
+}
+
 fn disk(name: &str, holds: Holds) -> Candidate {
     Candidate {
         name: name.into(),
