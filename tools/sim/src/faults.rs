@@ -76,6 +76,13 @@ impl World {
             }
             Fault::PodTrouble => self.pod_trouble(node),
             Fault::Forget => self.die_for_good(node),
+            Fault::SwizzleClog => self.swizzle(),
+            Fault::SlowDisk => {
+                self.marks.hit("fault slow disk");
+                self.machines[node].disk_slow = true;
+                let after = self.between(5_000, 60_000);
+                self.queue.push(self.now + after, Ev::DiskWell { node });
+            }
         }
     }
 
@@ -108,6 +115,19 @@ impl World {
         self.net.cut.insert((from, to));
         let after = self.between(3_000, max_s * 1000);
         self.queue.push(self.now + after, Ev::Heal(Heal::Cut(from, to)));
+    }
+
+    /// FoundationDB's: each node's links close at a time of its own and open at another.
+    fn swizzle(&mut self) {
+        self.marks.hit("fault swizzle clog");
+        for node in 0..self.machines.len() {
+            if self.rng.random_bool(0.3) {
+                let closes = self.between(0, 5_000);
+                let opens = closes + self.between(500, 15_000);
+                self.queue.push(self.now + closes, Ev::Clog { node });
+                self.queue.push(self.now + opens, Ev::Unclog { node });
+            }
+        }
     }
 
     fn crash(&mut self, node: usize, wipe: bool) {

@@ -21,13 +21,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Appends; a record written at this node is durable at once, with all before it.
-    pub fn append(&mut self, what: Persist, wall_ms: u64) {
-        let local = matches!(what, Persist::Record { local: true, .. } | Persist::Generation(_));
+    /// Appends; a record written at this node is durable at once, with all before it, unless the disk is slow. Whether
+    /// this is the first that waits for a sync.
+    pub fn append(&mut self, what: Persist, wall_ms: u64, slow: bool) -> bool {
+        let own = matches!(what, Persist::Record { local: true, .. }) && !slow;
+        // A node waits for its generation before it says a word.
+        let local = own || matches!(what, Persist::Generation(_));
         self.pending.push(what);
         if local {
             self.sync(wall_ms);
         }
+        self.pending.len() == 1
     }
 
     /// All that is pending becomes durable.
@@ -38,7 +42,8 @@ impl Disk {
         self.saved_ms = wall_ms;
     }
 
-    /// The power fails: some of the end is lost. How many records.
+    /// The power fails: some of the end is lost, with the record that was being written (the log's reader drops all from
+    /// the first damaged one on). How many records.
     pub fn power_cut(&mut self, rng: &mut Xoshiro256PlusPlus) -> usize {
         let keep = rng.random_range(0..=self.pending.len());
         let lost = self.pending.len() - keep;

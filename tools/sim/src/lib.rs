@@ -23,6 +23,7 @@
 
 pub mod check;
 mod faults;
+pub mod flock;
 pub mod kernel;
 pub mod marks;
 pub mod net;

@@ -13,6 +13,8 @@ const HELP: &str = "sim: whole flocks on virtual time
   --start S       the first (default 1)
   --nodes A..B    nodes of a flock (default 3..24)
   --seconds T     safety phase, virtual seconds (default 90)
+  --minutes M     the same in minutes
+  --gossip        gossip alone, without scheduling: one flock of --nodes (default 1000) a seed, 1 seed by default
   --threads N     runs at once (default: all CPUs)
   --regressions   run the seeds that once found a bug instead
   --twice         run every seed twice and compare the traces
@@ -20,12 +22,14 @@ const HELP: &str = "sim: whole flocks on virtual time
   --verbose       print what happens (use with --seeds 1)";
 
 struct Args {
-    seeds: u64,
+    seeds: Option<u64>,
+    nodes: Option<usize>,
     start: u64,
     threads: usize,
     twice: bool,
     regressions: bool,
     json: bool,
+    gossip: bool,
     options: Options,
 }
 
@@ -34,27 +38,34 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = Options::new(0);
     let mut args = Args {
-        seeds: 100,
+        seeds: None,
+        nodes: None,
         start: 1,
         threads,
         twice: false,
         regressions: false,
         json: false,
+        gossip: false,
         options,
     };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         match arg {
-            Long("seeds") => args.seeds = parser.value()?.parse()?,
+            Long("seeds") => args.seeds = Some(parser.value()?.parse()?),
             Long("start") => args.start = parser.value()?.parse()?,
             Long("threads") => args.threads = parser.value()?.parse()?,
             Long("seconds") => args.options.safety_s = parser.value()?.parse()?,
+            Long("minutes") => {
+                args.options.safety_s = parser.value()?.parse::<u64>()?.saturating_mul(60);
+            }
+            Long("gossip") => args.gossip = true,
             Long("nodes") => {
                 let value = parser.value()?.string()?;
                 let (min, max) = value.split_once("..").unwrap_or((&value, &value));
                 let number = |s: &str| s.parse::<usize>().map_err(|e| e.to_string());
                 args.options.nodes_min = number(min)?;
                 args.options.nodes_max = number(max.trim_start_matches('='))?;
+                args.nodes = Some(args.options.nodes_max);
             }
             Long("regressions") => args.regressions = true,
             Long("twice") => args.twice = true,
@@ -65,12 +76,13 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
         }
     }
     if args.regressions {
-        args.seeds = sim::REGRESSIONS.len() as u64;
+        args.seeds = Some(sim::REGRESSIONS.len() as u64);
     }
     Ok(Some(args))
 }
 
 fn run(args: &Args) -> Vec<Report> {
+    let seeds = args.seeds.unwrap_or(100);
     let next = AtomicU64::new(0);
     let reports = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -78,7 +90,7 @@ fn run(args: &Args) -> Vec<Report> {
             scope.spawn(|| {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= args.seeds {
+                    if n >= seeds {
                         break;
                     }
                     let seed = if args.regressions {
@@ -105,6 +117,42 @@ fn run(args: &Args) -> Vec<Report> {
     reports
 }
 
+/// One large flock a seed, one after another.
+fn gossip_alone(args: &Args) -> ExitCode {
+    let mut failed = false;
+    for seed in args.start..args.start.saturating_add(args.seeds.unwrap_or(1)) {
+        let report = sim::flock::run(&sim::flock::Options {
+            seed,
+            nodes: args.nodes.unwrap_or(1000),
+            minutes: (args.options.safety_s / 60).max(1),
+            verbose: args.options.verbose,
+        });
+        failed |= !report.violations.is_empty();
+        if args.json {
+            println!("{}", serde_json::to_string(&report).unwrap_or_default());
+        } else {
+            println!(
+                "seed {seed}: {} nodes, {:.0} s, {:.1} node-hours, {} faults, {} of {} writes acknowledged, {} events in \
+                 {:.1} s; agreed after {} ms; trace {}",
+                report.nodes,
+                report.virtual_s,
+                report.node_hours,
+                report.faults,
+                report.acked,
+                report.puts,
+                report.events,
+                report.wall_s,
+                report.agreed_ms,
+                report.trace
+            );
+        }
+        for wrong in &report.violations {
+            eprintln!("seed {seed}: {wrong}");
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 fn main() -> ExitCode {
     let args = match parse() {
         Ok(Some(args)) => args,
@@ -117,6 +165,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if args.gossip {
+        return gossip_alone(&args);
+    }
     let started = Instant::now();
     let reports = run(&args);
     let summary = Summary::of(&reports, started.elapsed().as_secs_f64());

@@ -27,7 +27,7 @@ impl Marks {
 }
 
 /// Without any of these a set of at least [`SEEDS_MIN`] runs has failed.
-pub const REQUIRED: [&str; 38] = [
+pub const REQUIRED: [&str; 40] = [
     "fault agent restart",
     "fault amnesia",
     "fault bridge",
@@ -42,6 +42,8 @@ pub const REQUIRED: [&str; 38] = [
     "fault partition",
     "fault pause",
     "fault pod trouble",
+    "fault slow disk",
+    "fault swizzle clog",
     "net corrupt",
     "net duplicate",
     "net loss",

@@ -7,6 +7,9 @@ use rand::{Rng, RngExt};
 
 use crate::marks::Marks;
 
+/// Datagrams that wait behind clogged links; more are dropped.
+const HELD_MAX: usize = 65_536;
+
 /// The network between nodes, by index.
 #[derive(Debug, Default)]
 pub struct Net {
@@ -14,6 +17,10 @@ pub struct Net {
     pub side: Vec<u8>,
     /// Directions that are cut: (from, to).
     pub cut: BTreeSet<(usize, usize)>,
+    /// Nodes whose links are clogged: what they send and what is sent to them waits. Empty: none ever.
+    pub clogged: Vec<bool>,
+    /// What waits behind clogged links: (from, to, bytes).
+    pub held: Vec<(usize, usize, Vec<u8>)>,
     /// Per mille.
     pub loss: u32,
     /// Per mille.
@@ -30,44 +37,63 @@ impl Net {
     /// Whether what `from` sends can reach `to`.
     #[must_use]
     pub fn reaches(&self, from: usize, to: usize) -> bool {
-        self.side[from] == self.side[to] && !self.cut.contains(&(from, to))
+        self.side[from] == self.side[to] && (self.cut.is_empty() || !self.cut.contains(&(from, to)))
     }
 
-    /// Carries a datagram: the copies that arrive, with their delays.
+    fn is_clogged(&self, node: usize) -> bool {
+        self.clogged.get(node) == Some(&true)
+    }
+
+    /// Opens a node's links; what has waited for it and for nobody else: (from, to, bytes).
+    pub fn unclog(&mut self, node: usize) -> Vec<(usize, usize, Vec<u8>)> {
+        if let Some(clogged) = self.clogged.get_mut(node) {
+            *clogged = false;
+        }
+        let held = std::mem::take(&mut self.held);
+        let (wait, free) = held
+            .into_iter()
+            .partition(|(from, to, _)| self.is_clogged(*from) || self.is_clogged(*to));
+        self.held = wait;
+        free
+    }
+
+    /// Carries a datagram: `arrive` gets the copies that arrive, with their delays.
     pub fn carry(
-        &self,
+        &mut self,
         from: usize,
         to: usize,
-        bytes: Vec<u8>,
+        mut bytes: Vec<u8>,
         rng: &mut Xoshiro256PlusPlus,
         marks: &mut Marks,
-    ) -> Vec<(u64, Vec<u8>)> {
+        mut arrive: impl FnMut(u64, Vec<u8>),
+    ) {
         if !self.reaches(from, to) {
-            return Vec::new();
+            return;
         }
         if self.chance(self.loss, rng) {
             marks.hit("net loss");
-            return Vec::new();
+            return;
         }
-        let mut copies = vec![bytes];
-        if self.chance(self.duplicate, rng) {
-            marks.hit("net duplicate");
-            copies.push(copies[0].clone());
+        if self.is_clogged(from) || self.is_clogged(to) {
+            if self.held.len() < HELD_MAX {
+                self.held.push((from, to, bytes));
+            }
+            return;
         }
         let delay = |rng: &mut Xoshiro256PlusPlus| {
             let base = self.latency_us / 4 + rng.next_u64() % (self.latency_us / 4 + 1);
             base + rng.next_u64() % (self.jitter_us + 1)
         };
-        let mut arrive = Vec::new();
-        for mut bytes in copies {
-            if self.chance(self.corrupt, rng) && !bytes.is_empty() {
-                marks.hit("net corrupt");
-                let at = rng.random_range(0..bytes.len());
-                bytes[at] ^= 1 << (rng.next_u32() % 8);
-            }
-            arrive.push((delay(rng), bytes));
+        if self.chance(self.duplicate, rng) {
+            marks.hit("net duplicate");
+            arrive(delay(rng), bytes.clone());
         }
-        arrive
+        if self.chance(self.corrupt, rng) && !bytes.is_empty() {
+            marks.hit("net corrupt");
+            let at = rng.random_range(0..bytes.len());
+            bytes[at] ^= 1 << (rng.next_u32() % 8);
+        }
+        arrive(delay(rng), bytes);
     }
 
     fn chance(&self, per_mille: u32, rng: &mut Xoshiro256PlusPlus) -> bool {

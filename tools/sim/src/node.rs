@@ -89,6 +89,9 @@ pub struct Node {
     pub sched: Sched,
     rng: Xoshiro256PlusPlus,
     todo: VecDeque<Todo>,
+    /// Empty lists that keep their room.
+    known: Vec<gossip::Output>,
+    decided: Vec<sched::Output>,
 }
 
 impl Node {
@@ -108,6 +111,8 @@ impl Node {
             gossip,
             rng: Xoshiro256PlusPlus::seed_from_u64(boot.seed),
             todo: VecDeque::new(),
+            known: Vec::new(),
+            decided: Vec::new(),
         };
         let roster: Vec<gossip::Member> = node.gossip.members().cloned().collect();
         for member in &roster {
@@ -205,15 +210,13 @@ impl Node {
     }
 
     fn know(&mut self, now_us: u64, wall_ms: u64, input: gossip::Input<'_>) {
-        let mut out = Vec::new();
-        self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut out);
-        self.todo.extend(out.into_iter().map(Todo::Gossip));
+        self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.known);
+        self.todo.extend(self.known.drain(..).map(Todo::Gossip));
     }
 
     fn decide(&mut self, now_us: u64, wall_ms: u64, input: sched::Input<'_>) {
-        let mut out = Vec::new();
-        self.sched.step(now_us, wall_ms, input, &mut self.rng, &mut out);
-        self.todo.extend(out.into_iter().map(Todo::Sched));
+        self.sched.step(now_us, wall_ms, input, &mut self.rng, &mut self.decided);
+        self.todo.extend(self.decided.drain(..).map(Todo::Sched));
     }
 
     fn pump(&mut self, now_us: u64, wall_ms: u64, effects: &mut Vec<Effect>) {

@@ -106,9 +106,13 @@ pub enum Fault {
     PodTrouble,
     /// A node dies for good and is forgotten.
     Forget,
+    /// Some nodes' links are clogged one after another, and unclogged in another order.
+    SwizzleClog,
+    /// A disk makes what it is given durable seconds later.
+    SlowDisk,
 }
 
-const ALL: [Fault; 14] = [
+const ALL: [Fault; 16] = [
     Fault::Partition,
     Fault::Isolate,
     Fault::OneWay,
@@ -123,6 +127,8 @@ const ALL: [Fault; 14] = [
     Fault::DelayBurst,
     Fault::PodTrouble,
     Fault::Forget,
+    Fault::SwizzleClog,
+    Fault::SlowDisk,
 ];
 
 impl Drawn {
