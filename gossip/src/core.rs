@@ -1,5 +1,6 @@
 //! The composed core: frames, members and map.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use rand::Rng;
@@ -28,6 +29,8 @@ pub struct Gossip {
     /// When the last step was.
     stepped_us: u64,
     stats: Stats,
+    /// Accepted frames by the key they were sealed with; keys that are held no more are left out.
+    key_frames: BTreeMap<u8, u64>,
 }
 
 /// What a node remembered.
@@ -84,6 +87,7 @@ impl Gossip {
             started: false,
             stepped_us: 0,
             stats: Stats::default(),
+            key_frames: BTreeMap::new(),
         })
     }
 
@@ -235,6 +239,16 @@ impl Gossip {
         &mut self.keys
     }
 
+    /// The key ring.
+    pub fn keys(&self) -> &KeyRing {
+        &self.keys
+    }
+
+    /// Authentic frames that came under each key held: when those of an old key stop growing, nobody uses it any more.
+    pub fn key_frames(&self) -> impl Iterator<Item = (u8, u64)> {
+        self.keys.ids().map(|id| (id, self.key_frames.get(&id).copied().unwrap_or(0)))
+    }
+
     /// Counters.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -310,6 +324,8 @@ impl Gossip {
         let nid = Nid(reader.u64()?);
         let generation = reader.varint()?;
         let place = (opened.boot, opened.counter);
+        // Ids are bytes: it cannot grow beyond 256.
+        *self.key_frames.entry(opened.key).or_default() += 1;
         if !opened.bound {
             // An open frame may greet and nothing else.
             let Some(Message::Hello(u)) = Message::next(&mut reader) else { return None };

@@ -110,6 +110,16 @@ impl KeyRing {
         Ok(())
     }
 
+    /// Ids of the keys that are accepted, oldest first.
+    pub fn ids(&self) -> impl Iterator<Item = u8> {
+        self.keys.iter().map(|k| k.id)
+    }
+
+    /// Id of the key in use.
+    pub fn used(&self) -> u8 {
+        self.primary.id
+    }
+
     fn find(&self, id: u8) -> Option<&Arc<Key>> {
         self.keys.iter().find(|k| k.id == id)
     }
@@ -160,7 +170,7 @@ impl KeyRing {
         scratch.extend_from_slice(body);
         let aad = aead::Aad::from(aad.get(..aad_len)?);
         let plain = key.aead.open_in_place(nonce, aad, scratch).ok()?;
-        Some(Opened { bound: to != Binding::Open, boot, counter, plain })
+        Some(Opened { bound: to != Binding::Open, key: key.id, boot, counter, plain })
     }
 }
 
@@ -194,6 +204,7 @@ impl Binding {
 #[derive(Debug)]
 pub(crate) struct Opened<'a> {
     pub(crate) bound: bool,
+    pub(crate) key: u8,
     pub(crate) boot: u64,
     pub(crate) counter: u64,
     pub(crate) plain: &'a [u8],

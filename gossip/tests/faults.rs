@@ -93,6 +93,25 @@ fn a_stalled_node_blames_nobody_and_is_back_at_once() {
     assert_eq!(stalls, 1, "forgiven once: a suspicion must not be put off again and again");
 }
 
+/// The datagrams that waited for it do not each forgive the same time again: who died meanwhile is found dead.
+#[test]
+fn a_stall_is_forgiven_once() {
+    let mut world = joined(23, 12);
+    world.kill(1);
+    let suspect = |w: &World| w.state(0, 1) == Some(State::Suspect);
+    assert!(world.until(5 * S, suspect).is_some(), "node 0 suspects it");
+    // Nobody else may tell it.
+    world.cut = Box::new(|from, to| (from == 0) != (to == 0));
+    world.pause(0);
+    world.run(10 * S);
+    for _ in 0..500 {
+        world.input(0, Input::Datagram { from: addr(5), bytes: b"whatever" });
+    }
+    world.resume(0);
+    let dead = |w: &World| w.state(0, 1) == Some(State::Dead);
+    assert!(world.until(40 * S, dead).is_some(), "it is found dead");
+}
+
 /// Forgotten while it was only cut off: it steps above that when it hears of it, and nobody asks it for ever who it is.
 #[test]
 fn a_living_node_that_was_forgotten_returns_without_a_storm() {
