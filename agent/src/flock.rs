@@ -6,6 +6,7 @@
 //!   ca.pem ca.key                          ca.pem
 //!   gossip.key   32 bytes, hex             gossip.key
 //!   operator.pem operator.key              node.pem node.key
+//!   gossip.ring  once rotated                gossip.ring
 //!                                          operators   one `HEX NAME` a line
 //! ```
 //!
@@ -126,6 +127,15 @@ impl Bundle {
         Ok(Self { dir: dir.into(), info: read_info(dir)? })
     }
 
+    /// The flock's gossip keys, after the last rotation.
+    pub fn keys(&self) -> Result<crate::keys::Ring, Error> {
+        if let Some(keys) = crate::keys::Ring::read(&self.dir.join(crate::keys::FILE))? {
+            return Ok(keys);
+        }
+        let secret = read_gossip_key(&self.dir)?;
+        Ok(crate::keys::Ring::first(derive(&secret, "gossip")))
+    }
+
     /// Where it lies.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -145,6 +155,9 @@ impl Bundle {
         write_public(&dir.join("node.pem"), cert.as_bytes())?;
         write_public(&dir.join("ca.pem"), &read(&self.dir.join("ca.pem"))?)?;
         write_secret(&dir.join("gossip.key"), &read(&self.dir.join("gossip.key"))?)?;
+        if let Some(keys) = crate::keys::Ring::read(&self.dir.join(crate::keys::FILE))? {
+            keys.write(&dir.join(crate::keys::FILE))?;
+        }
         let operator = crate::trust::OperatorKey::open(&self.dir)?;
         let line = format!("{} {}\n", hex::encode(&operator.public_key()), operator.name());
         write_public(&dir.join("operators"), line.as_bytes())?;
@@ -179,10 +192,7 @@ impl Bundle {
 impl Credentials {
     /// Reads what [`Bundle::issue_node`] wrote.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let key_path = dir.join("gossip.key");
-        let gossip_key = hex::decode_array(read_text(&key_path)?.trim()).ok_or_else(|| {
-            Error::Credential { path: key_path, reason: "is not 64 hex digits".into() }
-        })?;
+        let gossip_key = read_gossip_key(dir)?;
         let path = dir.join("operators");
         let mut operators = Vec::new();
         for line in read_text(&path)?.lines().filter(|line| !line.trim().is_empty()) {
@@ -227,6 +237,12 @@ fn derive(secret: &[u8; 32], purpose: &str) -> [u8; 32] {
     }
     assert_ne!(key, [0; 32], "HKDF of one block cannot fail");
     key
+}
+
+fn read_gossip_key(dir: &Path) -> Result<[u8; 32], Error> {
+    let path = dir.join("gossip.key");
+    let key = hex::decode_array(read_text(&path)?.trim());
+    key.ok_or_else(|| Error::Credential { path, reason: "is not 64 hex digits".into() })
 }
 
 fn new_key() -> Result<KeyPair, Error> {

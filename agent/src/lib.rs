@@ -25,6 +25,7 @@ pub mod flock;
 pub mod found;
 pub mod hex;
 pub mod host;
+pub mod keys;
 pub mod life;
 pub mod node;
 pub mod plan;

@@ -128,6 +128,12 @@ pub enum Command {
     /// Make what machines boot, and boot them
     #[command(subcommand)]
     Boot(crate::cmd::boot::Boot),
+    /// Show which gossip keys the nodes hold, or give the flock a new one
+    Keys {
+        /// What to do; list where nothing is given
+        #[command(subcommand)]
+        action: Option<Keys>,
+    },
     /// Print a completion script
     Completion {
         /// For which shell
@@ -367,4 +373,22 @@ pub struct Pack {
     /// Working directory
     #[arg(short, long, default_value = "")]
     pub workdir: String,
+}
+
+/// `quelea keys`.
+#[derive(Subcommand, Debug)]
+pub enum Keys {
+    /// Give the flock a new gossip key while it runs; broken off, the same command goes on
+    Rotate(Rotate),
+}
+
+/// `quelea keys rotate`.
+#[derive(Args, Debug)]
+pub struct Rotate {
+    /// Keep the new key from this node and refuse its certificate; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub evict: Vec<String>,
+    /// Leave this node behind: it is down and will get new credentials; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub without: Vec<String>,
 }

@@ -78,10 +78,13 @@ impl Context {
     /// # Errors
     /// There is none: where it was looked for.
     pub fn operator(&self) -> Result<OperatorKey> {
-        let dir = self.bundle.as_deref().with_context(|| {
+        OperatorKey::open(self.bundle_dir()?).context("cannot sign as an operator")
+    }
+
+    fn bundle_dir(&self) -> Result<&Path> {
+        self.bundle.as_deref().with_context(|| {
             format!("no operator's key: give the flock's bundle by --flock DIR or $QUELEA_FLOCK (looked at {LOCAL_BUNDLE})")
-        })?;
-        OperatorKey::open(dir).context("cannot sign as an operator")
+        })
     }
 
     /// The flock's bundle, to issue credentials from.

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod exec;
+mod keys;
 mod machine;
 pub mod server;
 pub mod types;

@@ -225,7 +225,8 @@ fn router(shared: Shared) -> Router {
     // Other nodes may fetch blobs and look at the status; everything else is for operators.
     let for_nodes = Router::new()
         .route("/v1/blobs/{kind}/{digest}/{size}", get(blob))
-        .route("/v1/status", get(status));
+        .route("/v1/status", get(status))
+        .layer(middleware::from_fn_with_state(shared.clone(), super::keys::not_evicted));
     let for_operators = Router::new()
         .route("/v1/nodes", get(nodes))
         .merge(super::machine::routes())
@@ -238,6 +239,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/pods/{namespace}/{pod}/logs", get(logs))
         .route("/v1/pods/{namespace}/{pod}/exec", post(exec_in))
+        .merge(super::keys::routes())
         .layer(middleware::from_fn(operators_only));
     for_nodes
         .merge(for_operators)

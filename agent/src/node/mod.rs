@@ -9,6 +9,7 @@
 //! Everything here runs on the core thread and nothing here blocks; what may block is a [`Job`] for the worker or an
 //! [`Order`] for the fetcher. Decisions are the cores'; this module carries.
 
+mod keys;
 mod machine;
 mod network;
 mod pods;
@@ -46,8 +47,6 @@ pub use pods::{ExecNews, ExecRequest};
 const STEPS_MAX: usize = 10_000;
 /// A stall of the core thread that is told of, in microseconds.
 const STALL_TOLD_US: u64 = 2_000_000;
-/// The id of the flock's first gossip key.
-const FIRST_KEY_ID: u8 = 1;
 
 /// What a core said, waiting to be carried to the next.
 pub(crate) enum Todo {
@@ -111,6 +110,7 @@ pub struct Node {
     published: Option<NodeRecord>,
     /// Who waits until a key's newest version is on disk.
     durable: BTreeMap<String, Vec<oneshot::Sender<()>>>,
+    keys: crate::keys::Ring,
 }
 
 /// What a node is made from, besides its configuration.
@@ -164,9 +164,9 @@ impl Node {
         let now_us = clock.now_us();
         let mut rng = StdRng::try_from_rng(&mut rand::rngs::SysRng)
             .context("the kernel gave no random bytes")?;
-        let key = gossip::SecretKey::new(FIRST_KEY_ID, parts.credentials.derive("gossip"));
-        let mut gossip_config =
-            gossip::Config::new(gossip::KeyRing::new(&key), gossip::Profile::Lan);
+        let keys = keys::open(&config, &parts.credentials)?;
+        let key_ring = keys.key_ring().context("the gossip keys")?;
+        let mut gossip_config = gossip::Config::new(key_ring, gossip::Profile::Lan);
         gossip_config.seeds.clone_from(&config.join);
         let driver_config = DriverConfig {
             name: config.name.clone(),
@@ -238,6 +238,7 @@ impl Node {
             overlay_dirty: false,
             published: None,
             durable: BTreeMap::new(),
+            keys,
             config,
         };
         node.recover(parts.adopted, parts.remains)?;
@@ -552,6 +553,7 @@ impl Node {
         self.overlay_dirty = true;
         self.peers_dirty = true;
         self.sched_step(sched::Input::Member { name: &member.name, state });
+        self.drop_evicted(member);
     }
 
     pub(crate) fn event(&mut self, about: impl Into<String>, message: impl Into<String>) {

@@ -4,6 +4,7 @@ pub mod boot;
 mod exec;
 mod image;
 mod init;
+mod keys;
 mod list;
 mod logs;
 mod node;
@@ -78,6 +79,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
                 image::import(&context, format, &path, tag.as_deref()).await?;
             }
             Command::Image(crate::cli::Image::Ls) => image::ls(&context, format).await?,
+            Command::Keys { action: None } => keys::list(&context, format).await?,
+            Command::Keys { action: Some(crate::cli::Keys::Rotate(args)) } => {
+                keys::rotate(&context, &args).await?;
+            }
             // Done above: these ask no node.
             Command::Dev(_)
             | Command::Boot(_)

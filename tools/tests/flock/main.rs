@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 mod bad_input;
+mod keys;
 mod life;
 mod support;
 mod trust;

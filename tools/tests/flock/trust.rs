@@ -13,7 +13,10 @@ use nix::sched::{CloneFlags, setns};
 use crate::support::{Flock, hello_spec};
 
 /// Runs on a thread in the network namespace of the flock's n1.
-fn beside_n1<T: Send>(flock: &Flock, run: impl FnOnce(tokio::runtime::Runtime) -> T + Send) -> T {
+pub(crate) fn beside_n1<T: Send>(
+    flock: &Flock,
+    run: impl FnOnce(tokio::runtime::Runtime) -> T + Send,
+) -> T {
     let pid = std::fs::read_to_string(flock.run_dir().join("nodes/n1/pid")).unwrap();
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -25,12 +28,12 @@ fn beside_n1<T: Send>(flock: &Flock, run: impl FnOnce(tokio::runtime::Runtime) -
     })
 }
 
-fn https(dir: &Path, who: &str, node: &str) -> Endpoint {
+pub(crate) fn https(dir: &Path, who: &str, node: &str) -> Endpoint {
     let addr: SocketAddr = "10.77.0.1:7402".parse().unwrap();
     Endpoint::Https { addr, node: node.into(), tls: agent::tls::client(dir, who).unwrap() }
 }
 
-fn status_of(error: &agent::Error) -> u16 {
+pub(crate) fn status_of(error: &agent::Error) -> u16 {
     match error {
         agent::Error::Refused { status, .. } => *status,
         other => panic!("not an answer of the node: {other}"),
