@@ -353,6 +353,9 @@ fn stub_agent(mode: &str, dir: &std::path::Path, more: Option<&[String]>) -> i32
         "speaks" | "deaf" | "hangs" | "powers" | "stages" | "kexecs" | "measures" => {
             return speaking_agent(mode, &note);
         }
+        "panics" if !std::path::Path::new("/var/lib/quelea/pstore").exists() => {
+            let _ = std::fs::write("/proc/sysrq-trigger", "c");
+        }
         "floods" => {
             let Ok(Some(link)) = initd::init::link::AgentEnd::from_env() else { return 1 };
             note("up", "up");
@@ -376,7 +379,7 @@ fn stub_agent(mode: &str, dir: &std::path::Path, more: Option<&[String]>) -> i32
         }
         _ => {}
     }
-    if matches!(mode, "crashes" | "orphans") {
+    if matches!(mode, "crashes" | "orphans" | "panics") {
         std::thread::sleep(std::time::Duration::from_secs(600));
     }
     if mode == "stays" {

@@ -41,7 +41,15 @@ pub(crate) fn test(wanted: &[String]) -> Result<()> {
     if let Some(odd) = wanted.iter().find(|name| !STAGES.iter().any(|s| s.name == *name)) {
         bail!("no stage {odd:?}; `cargo xtask test --list` names them");
     }
-    run::install(&[("ip", "iproute2")])?;
+    run::install(&[
+        ("ip", "iproute2"),
+        // What `initd`'s tests of state disks make, to be known or refused.
+        ("mkfs.ext4", "e2fsprogs"),
+        ("mkfs.vfat", "dosfstools"),
+        ("mkfs.xfs", "xfsprogs"),
+        ("parted", "parted"),
+        ("losetup", "mount"),
+    ])?;
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let mut lines = Vec::new();
     for stage in STAGES.iter().filter(|s| wanted.is_empty() || wanted.iter().any(|w| w == s.name)) {

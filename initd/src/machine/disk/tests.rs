@@ -5,6 +5,13 @@ use proptest::prelude::*;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
+/// Root's programs are not in everybody's path.
+fn tool(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    command
+}
+
 /// A sparse file that is removed.
 struct Image {
     path: PathBuf,
@@ -26,7 +33,7 @@ impl Image {
 
     /// Runs a program with the image as its last argument.
     fn run(&self, words: &[&str]) -> String {
-        let out = Command::new(words[0]).args(&words[1..]).arg(&self.path).output();
+        let out = tool(words[0]).args(&words[1..]).arg(&self.path).output();
         let out = out.unwrap_or_else(|e| panic!("{}: {e}; apt-get install it", words[0]));
         let text = String::from_utf8_lossy(&out.stdout).into_owned()
             + &String::from_utf8_lossy(&out.stderr);
@@ -92,7 +99,7 @@ fn what_mkfs_and_partitioners_write_is_known_by_name() {
     for (label, what) in [("gpt", "a GPT"), ("msdos", "an MBR")] {
         let image = Image::new(label, 8);
         let path = image.path.to_str().expect("path").to_owned();
-        let made = Command::new("parted").args(["-s", &path, "mklabel", label]).output();
+        let made = tool("parted").args(["-s", &path, "mklabel", label]).output();
         assert!(made.expect("parted").status.success());
         assert_eq!(image.words(), what);
         if label == "gpt" {
@@ -170,7 +177,7 @@ fn the_template_is_a_clean_file_system_with_its_own_identity() {
     assert!(text.contains("22222222-2222-2222-2222-222222222222"), "{text}");
     assert!(text.contains("Total journal size:       32M"), "{text}");
     // e2fsprogs' own way to grow it leaves it whole as well.
-    let grown = Command::new("resize2fs").arg(&image.path).output().expect("resize2fs");
+    let grown = tool("resize2fs").arg(&image.path).output().expect("resize2fs");
     assert!(grown.status.success(), "{}", String::from_utf8_lossy(&grown.stderr));
     image.run(&["e2fsck", "-f", "-n"]);
 }
@@ -191,7 +198,7 @@ struct Loop {
 
 impl Loop {
     fn new(image: &Image, options: &[&str]) -> Self {
-        let out = Command::new("losetup")
+        let out = tool("losetup")
             .args(["--find", "--show"])
             .args(options)
             .arg(&image.path)
@@ -216,7 +223,7 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(STAGE, UnmountFlags::DETACH);
-        let _ = Command::new("losetup").arg("-d").arg(format!("/dev/{}", self.name)).status();
+        let _ = tool("losetup").arg("-d").arg(format!("/dev/{}", self.name)).status();
     }
 }
 
@@ -268,7 +275,7 @@ fn a_blank_disk_is_formatted_grown_and_keeps_what_is_written() {
 
         image.file.set_len(1 << 30).expect("a larger disk");
         let path = format!("/dev/{}", device.name);
-        assert!(Command::new("losetup").args(["-c", &path]).status().expect("losetup").success());
+        assert!(tool("losetup").args(["-c", &path]).status().expect("losetup").success());
         assert_eq!(
             choose(&Wish::Auto, &[device.candidate()], false),
             Decision::Mount(device.name.clone())
