@@ -52,10 +52,17 @@ pub fn uuid(n: usize) -> String {
     format!("00000000-0000-4000-8000-{:012x}", n + 1)
 }
 
-type Lines = Arc<Mutex<Vec<(Duration, String)>>>;
+/// One serial line.
+#[derive(Debug, Clone)]
+struct Line {
+    /// Time since the machine was switched on.
+    at: Duration,
+    /// CPU time QEMU had used by then: what it takes on an idle machine, told on any.
+    cpu: Duration,
+    text: String,
+}
 
-/// PID 1's first line.
-const FIRST_LINE: &str = "is PID 1 on Linux";
+type Lines = Arc<Mutex<Vec<Line>>>;
 
 /// A running machine. Dropping it is a power cut.
 #[derive(Debug)]
@@ -64,7 +71,6 @@ pub struct Vm {
     child: Child,
     started: Instant,
     lines: Lines,
-    first_line_cpu: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Vm {
@@ -116,18 +122,11 @@ impl Vm {
         let serial = child.stdout.take().context("QEMU has no stdout")?;
         let log = File::options().create(true).append(true).open(path("serial"))?;
         let into = Arc::clone(&lines);
-        let first_line_cpu = Arc::new(Mutex::new(None));
-        let (cpu, pid) = (Arc::clone(&first_line_cpu), child.id());
-        let seen = move |line: &str| {
-            let mut cpu = cpu.lock().unwrap_or_else(PoisonError::into_inner);
-            if cpu.is_none() && line.contains(FIRST_LINE) {
-                *cpu = cpu_time(pid);
-            }
-        };
+        let pid = child.id();
         std::thread::Builder::new()
             .name(format!("serial{n}"))
-            .spawn(move || read_serial(serial, log, started, &into, &seen))?;
-        Ok(Self { plan, child, started, lines, first_line_cpu })
+            .spawn(move || read_serial(serial, log, (started, pid), &into))?;
+        Ok(Self { plan, child, started, lines })
     }
 
     /// The plan it was started from.
@@ -136,10 +135,10 @@ impl Vm {
         &self.plan
     }
 
-    /// CPU time QEMU had used when PID 1's first line came: what the boot takes on an idle machine, told on any.
+    /// CPU time QEMU had used when the first line that contains `text` came.
     #[must_use]
-    pub fn first_line_cpu(&self) -> Option<Duration> {
-        *self.first_line_cpu.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn cpu_at(&self, text: &str) -> Option<Duration> {
+        self.lines().iter().find(|line| line.text.contains(text)).map(|line| line.cpu)
     }
 
     /// Time since it was switched on.
@@ -197,7 +196,8 @@ impl Vm {
 
     fn find_after(&self, mark: usize, text: &str) -> Option<(Duration, String)> {
         let lines = self.lines();
-        lines.get(mark..)?.iter().find(|(_, line)| line.contains(text)).cloned()
+        let line = lines.get(mark..)?.iter().find(|line| line.text.contains(text))?;
+        Some((line.at, line.text.clone()))
     }
 
     /// Whether a line with `text` has come.
@@ -209,7 +209,7 @@ impl Vm {
     /// All serial lines so far.
     #[must_use]
     pub fn serial(&self) -> Vec<String> {
-        self.lines().iter().map(|(_, line)| line.clone()).collect()
+        self.lines().iter().map(|line| line.text.clone()).collect()
     }
 
     /// The last serial lines, for an error.
@@ -219,7 +219,7 @@ impl Vm {
         lines[lines.len().saturating_sub(25)..].join("\n")
     }
 
-    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<(Duration, String)>> {
+    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<Line>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -334,23 +334,23 @@ fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis((ticks()? + ticks()?) * 10))
 }
 
+/// Log lines begin with both times: `[wall cpu]`.
 fn read_serial(
     from: impl std::io::Read,
     mut log: File,
-    started: Instant,
+    (started, pid): (Instant, u32),
     into: &Lines,
-    seen: &dyn Fn(&str),
 ) {
     let mut from = BufReader::new(from);
     let mut bytes = Vec::new();
     while from.read_until(b'\n', &mut bytes).is_ok_and(|len| len > 0) {
         let at = started.elapsed();
-        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        seen(&line);
-        let _ = writeln!(log, "[{:9.3}] {line}", at.as_secs_f64());
+        let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        let cpu = cpu_time(pid).unwrap_or_default();
+        let _ = writeln!(log, "[{:9.3} {:7.2}] {text}", at.as_secs_f64(), cpu.as_secs_f64());
         let mut lines = into.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() < LINES_MAX {
-            lines.push((at, line));
+            lines.push(Line { at, cpu, text });
         }
         bytes.clear();
     }

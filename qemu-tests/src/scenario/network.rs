@@ -259,8 +259,9 @@ pub(super) fn module_missing(env: &Env, name: &str) -> Result<Outcome> {
 }
 
 pub(super) fn hotplug(env: &Env, name: &str) -> Result<Outcome> {
-    let mut cluster =
-        Cluster::builder(env, name).qemu(&["-device", "pcie-root-port,id=later,chassis=7"]).start()?;
+    let mut cluster = Cluster::builder(env, name)
+        .qemu(&["-device", "pcie-root-port,id=later,chassis=7"])
+        .start()?;
     let vm = &mut cluster.vms[0];
     vm.line(READY, SECONDS_30)?;
     let mut ctl = vm.ctl()?;
