@@ -142,7 +142,7 @@ fn init(config: PathBuf, namespace: bool) -> ExitCode {
         grace_ms: 5_000,
         // Whoever tries things on a laptop does not want to wait.
         drain_ms: if namespace { 5_000 } else { 30_000 },
-        first_word_ms: (!namespace).then_some(60_000),
+        first_word_ms: (!namespace).then_some(120_000),
     }))
 }
 

@@ -3,7 +3,7 @@
 use super::button::Button;
 use super::cmdline::{Cmdline, Ip};
 use super::helpers::Helper;
-use super::kexec::Loading;
+use super::kexec::{LOAD_MS_MAX, Loading};
 use super::phase::{Machine, Phase};
 use super::watchdog::Watchdog;
 use super::{Power, monotonic_ms, power};
@@ -89,12 +89,19 @@ impl Booted {
     /// Looks after the watchdog and the button. `fresh`: the agent is well, or PID 1 knows what it waits for.
     pub(crate) fn tend(&mut self, fresh: bool, inputs: &mut VecDeque<Input>) {
         self.watchdog.tend(monotonic_ms(), fresh);
-        if self.address_at_ms.is_some_and(|at| at <= monotonic_ms()) {
+        let now_ms = monotonic_ms();
+        if let Some(late) = self.loading.take_if(|l| l.until_ms <= now_ms) {
+            // Nobody hears of its end any more.
+            let _ = i32::try_from(late.pid).map(|pid| crate::sys::kill(pid, libc::SIGKILL));
+            let why = format!("loading the kernel took longer than {LOAD_MS_MAX} ms");
+            inputs.push_back(Input::Loaded(Err(why)));
+        }
+        if self.address_at_ms.is_some_and(|at| at <= now_ms) {
             if Path::new(NET_FILE).exists() {
                 self.address_at_ms = None;
                 inputs.push_back(Input::Mended(Phase::NetUp));
             } else {
-                self.address_at_ms = Some(monotonic_ms() + ADDRESS_EVERY_MS);
+                self.address_at_ms = Some(now_ms + ADDRESS_EVERY_MS);
             }
         }
         if self.button.as_ref().is_some_and(Button::pressed) {
@@ -109,7 +116,8 @@ impl Booted {
 
     /// When to wake up at the latest.
     pub(crate) fn next_ms(&self) -> Option<u64> {
-        self.watchdog.next_ms().into_iter().chain(self.address_at_ms).min()
+        let load = self.loading.as_ref().map(|l| l.until_ms);
+        self.watchdog.next_ms().into_iter().chain(self.address_at_ms).chain(load).min()
     }
 
     /// Starts to load the kernel in a directory; [`Input::Loaded`] comes when its loader is reaped.

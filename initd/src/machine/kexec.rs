@@ -8,12 +8,14 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 
-use super::sys;
+use super::{monotonic_ms, sys};
 
 /// The name the loading process goes by.
 pub(super) const LOADER: &str = "quelea-kexec";
 /// Longest command line an x86 kernel takes, its end included (`COMMAND_LINE_SIZE`).
 const CMDLINE_BYTES_MAX: usize = 2047;
+/// Longest a load may take; the machine goes on with the kernel it has.
+pub(super) const LOAD_MS_MAX: u64 = 120_000;
 /// Longest reason taken from the loader.
 const REASON_BYTES_MAX: u64 = 512;
 
@@ -29,6 +31,7 @@ struct Staged {
 #[derive(Debug)]
 pub(super) struct Loading {
     pub(super) pid: u32,
+    pub(super) until_ms: u64,
     says: ChildStdout,
 }
 
@@ -43,7 +46,7 @@ impl Loading {
             .spawn()
             .map_err(|e| format!("start {LOADER}: {e}"))?;
         let says = child.stdout.take().ok_or("no pipe")?;
-        Ok(Self { pid: child.id(), says })
+        Ok(Self { pid: child.id(), until_ms: monotonic_ms() + LOAD_MS_MAX, says })
     }
 
     /// What has come of it, once its process has been reaped with this status.
