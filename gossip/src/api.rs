@@ -168,6 +168,13 @@ pub enum Event {
         /// For how long, about.
         stall_us: u64,
     },
+    /// A turn of gossip took longer than 100 ms (driver only, told once a minute): the loop that owns it must stay fast.
+    Slow {
+        /// How long.
+        took_us: u64,
+        /// Slow turns since start.
+        calls: u64,
+    },
     /// A record written here is on this node's disk (driver only; a diskless node says it at once): what an operator may be
     /// told is stored. Never said again for that version, and not at all once the disk has failed.
     Durable {

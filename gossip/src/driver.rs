@@ -30,6 +30,8 @@ const SYNC_US: u64 = 1_000_000;
 const TOUCH_US: u64 = 3_600_000_000;
 /// A call longer than this is counted: the loop that owns us must stay fast.
 const SLOW_US: u64 = 100_000;
+/// Shortest time between two reports of slow calls.
+const SLOW_QUIET_US: u64 = 60_000_000;
 
 /// What a driver is told.
 #[derive(Debug, Clone)]
@@ -79,6 +81,7 @@ pub struct Driver {
     unread: bool,
     sync_at_us: Option<u64>,
     touched_us: u64,
+    slow_said_us: Option<u64>,
     stats: DriverStats,
 }
 
@@ -130,6 +133,7 @@ impl Driver {
             unread: true,
             sync_at_us: None,
             touched_us: now_us,
+            slow_said_us: None,
             stats: DriverStats::default(),
         })
     }
@@ -276,10 +280,21 @@ impl Driver {
             }
         }
         let result = self.store(local, now_us, wall_ms, events);
-        let took_us = start.elapsed().as_micros() as u64;
-        self.stats.slowest_us = self.stats.slowest_us.max(took_us);
-        self.stats.slow_calls += u64::from(took_us >= SLOW_US);
+        self.turn_took(start.elapsed().as_micros() as u64, now_us, events);
         result
+    }
+
+    /// The watchdog of the loop that owns us: slow turns are counted, and told of now and then.
+    fn turn_took(&mut self, took_us: u64, now_us: u64, events: &mut Vec<Event>) {
+        self.stats.slowest_us = self.stats.slowest_us.max(took_us);
+        if took_us < SLOW_US {
+            return;
+        }
+        self.stats.slow_calls += 1;
+        if self.slow_said_us.is_none_or(|at| now_us >= at + SLOW_QUIET_US) {
+            self.slow_said_us = Some(now_us);
+            events.push(Event::Slow { took_us, calls: self.stats.slow_calls });
+        }
     }
 
     fn store(
@@ -335,4 +350,29 @@ impl Driver {
 fn wall_ms() -> u64 {
     // Before 1970 counts as 1970: a machine without a clock.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Profile;
+    use crate::frame::{KeyRing, SecretKey};
+
+    #[test]
+    fn slow_turns_are_all_counted_and_told_once_a_minute() {
+        let keys = KeyRing::new(&SecretKey::new(1, [3; 32]));
+        let gossip = Config::new(keys, Profile::Lan);
+        let bind = SocketAddr::from(([127, 0, 0, 1], 0));
+        let cfg = DriverConfig { name: "n1".into(), bind, advertise: None, dir: None, gossip };
+        let mut driver = Driver::open(cfg, 0).expect("opens");
+        let mut events = Vec::new();
+        for (took_us, now_us) in
+            [(99_999, 0), (150_000, 1), (300_000, 59_999_999), (200_000, 60_000_001)]
+        {
+            driver.turn_took(took_us, now_us, &mut events);
+        }
+        let slow = |took_us, calls| Event::Slow { took_us, calls };
+        assert_eq!(events, [slow(150_000, 1), slow(200_000, 3)]);
+        assert_eq!((driver.stats().slow_calls, driver.stats().slowest_us), (3, 300_000));
+    }
 }

@@ -472,6 +472,13 @@ impl Node {
                     self.was_away("it stood still");
                 }
             }
+            Event::Slow { took_us, calls } => self.event(
+                "agent",
+                format!(
+                    "a turn of gossip took {} ms; {calls} slow ones since start",
+                    took_us / 1000
+                ),
+            ),
             Event::Durable { key, .. } => {
                 for waiting in self.durable.remove(&key).unwrap_or_default() {
                     // Who asked may have gone away.

@@ -34,9 +34,9 @@ struct Plan {
 }
 
 const FULL: Plan = Plan {
-    sizes: &[(200, 5, 3), (1000, 1, 1)],
+    sizes: &[(200, 3, 2), (1000, 1, 1)],
     middle: 200,
-    seeds: 3,
+    seeds: 2,
     chitchat: &[50, 200],
     maps: &[200, 1000, 10_000],
     stalls_s: &[1, 2, 3, 4, 8, 16],
