@@ -64,7 +64,8 @@ impl Cgroups {
         WANTED.into_iter().filter(|w| !self.controllers.iter().any(|c| c == w)).collect()
     }
 
-    /// Makes `<root>/<name>` with `pods` and `shims` below it and hands the controllers down to the children of `pods`.
+    /// Makes `<root>/<name>` with `pods` and `shims` below it, hands the controllers down to the children of `pods`, and lets
+    /// those use only the devices of [`devices::ALWAYS`].
     ///
     /// # Errors
     /// [`Error::Spec`] for a name that is none, [`Error::Sys`] with the path.
@@ -79,6 +80,8 @@ impl Cgroups {
         for dir in [&self.root, &path, &path.join("pods")] {
             hand_down(dir);
         }
+        // Where the kernel takes none, each shim finds out for itself and says so.
+        let _ = devices::restrict(&path.join("pods"), &devices::ALWAYS);
         Ok(NodeCgroup { path })
     }
 }

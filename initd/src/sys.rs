@@ -687,7 +687,8 @@ const BPF_PROG_LOAD: c_int = 5;
 const BPF_PROG_ATTACH: c_int = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_F_ALLOW_MULTI: u32 = 2;
+const BPF_PROG_QUERY: c_int = 16;
+const BPF_F_ALLOW_OVERRIDE: u32 = 1;
 
 fn bpf<T>(command: c_int, attr: &T) -> Result<c_long> {
     // SAFETY: the kernel reads `size` bytes of a structure that is laid out as `union bpf_attr` is for this command.
@@ -726,7 +727,8 @@ pub(crate) fn load_device_filter(insns: &[crate::cgroup::devices::Insn]) -> Resu
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Attaches a device filter to a cgroup, beside those that are there: all of them must say yes.
+/// Attaches a device filter to a cgroup, in place of one that was there; it holds for those below that have none of their
+/// own.
 pub(crate) fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
     #[repr(C)]
     struct Attach {
@@ -739,9 +741,36 @@ pub(crate) fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'
         target_fd: cgroup.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
+        attach_flags: BPF_F_ALLOW_OVERRIDE,
     };
     bpf(BPF_PROG_ATTACH, &attr).map(drop)
+}
+
+/// How many device filters are attached to a cgroup itself.
+pub(crate) fn device_filters(cgroup: BorrowedFd<'_>) -> Result<u32> {
+    #[repr(C)]
+    struct Query {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+    }
+    let mut attr = Query {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: 0,
+        prog_cnt: 0,
+    };
+    // SAFETY: the kernel reads and writes the fields of this structure, which outlives the call.
+    check(unsafe {
+        let size = std::mem::offset_of!(Query, prog_cnt) + size_of::<u32>();
+        libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size)
+    })?;
+    Ok(attr.prog_cnt)
 }
 
 /// Lets go of this process's own pages of read-only file mappings: its program. What runs again is mapped again, from

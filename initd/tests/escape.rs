@@ -453,3 +453,82 @@ fn a_mount_point_that_changes_under_the_launch_stays_inside() {
     });
     assert_eq!(std::fs::read_dir(&outside).expect("list").count(), 0, "a launch reached the host");
 }
+
+/// CVE-2019-5736: an image that makes the runtime's helper execute itself, to be written to through `/proc`.
+#[test]
+fn the_runtimes_own_binary_stays_as_it_is() {
+    if !root_or_skip("own_binary") {
+        return;
+    }
+    let bed = bed("ownbinary");
+    use std::os::unix::fs::PermissionsExt as _;
+    let before = std::fs::read(common::PROBE).expect("probe");
+    let script = bed.root().join("bin/script");
+    std::fs::write(&script, "#!/proc/self/exe\n").expect("script");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    std::os::unix::fs::symlink("/proc/self/exe", bed.root().join("bin/link")).expect("link");
+    let mut tried = 0;
+    for userns in [true, false] {
+        for init in [false, true] {
+            for program in
+                ["/bin/script", "/bin/link", "/bin/escape", "/proc/self/exe", "/proc/1/exe"]
+            {
+                let c = ContainerSpec {
+                    root: Root::Mounted {
+                        path: bed.root(),
+                        idmap: if userns { RootIdmap::Here } else { RootIdmap::Done },
+                    },
+                    init,
+                    argv: vec![program.into(), "overwrite".into()],
+                    ..bed.container(&[])
+                };
+                let fds = initd::shim::PodFds {
+                    userns: bed.userns.as_ref().filter(|_| userns).map(|(fd, m)| (fd.as_fd(), *m)),
+                    ..Default::default()
+                };
+                let spec = bed.pod(vec![c]);
+                let mut shim =
+                    initd::shim::Shim::spawn(std::path::Path::new(common::PROBE), &spec, fds)
+                        .expect("spawn");
+                shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
+                finish(shim);
+                tried += 1;
+                let log = bed.log("main");
+                assert!(!log.contains("overwrite ok"), "{userns} {init} {program}: {log}");
+            }
+        }
+    }
+    assert_eq!(tried, 20);
+    assert!(std::fs::read(common::PROBE).expect("probe") == before, "the binary was changed");
+}
+
+/// CVE-2025-52881: an image that leads what the runtime writes to `/proc` somewhere else.
+#[test]
+fn what_the_launch_writes_goes_nowhere_else() {
+    if !root_or_skip("redirected") {
+        return;
+    }
+    let bed = bed("redirected");
+    let pattern = std::fs::read("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    std::os::unix::fs::symlink("/proc", bed.root().join("x")).expect("link");
+    for target in ["/x/self", "/x/sys/kernel", "/x/sys"] {
+        let c = ContainerSpec {
+            tmpfs: vec![Tmpfs { target: target.into(), size_bytes: 1 << 20, mode: 0o755 }],
+            oom_score_adj: 77,
+            ..bed.container(&["cat", "/proc/thread-self/oom_score_adj"])
+        };
+        let mut shim = bed.spawn(&bed.pod(vec![c]));
+        shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
+        finish(shim);
+        // It ran with what its spec says, or not at all.
+        let log = bed.log("main");
+        let name = bed.pod_dir().join("logs/main.log");
+        assert!(log == "77\n" || log.is_empty() || log.contains("No such file"), "{target}: {log}");
+        let _ = std::fs::remove_file(name);
+    }
+    assert_eq!(std::fs::read("/proc/sys/kernel/core_pattern").expect("core_pattern"), pattern);
+    // And the spec cannot ask for it.
+    let t = Tmpfs { target: "/proc/self".into(), size_bytes: 1, mode: 0o755 };
+    let c = ContainerSpec { tmpfs: vec![t], ..bed.container(&["true"]) };
+    assert!(bed.pod(vec![c]).check().is_err());
+}

@@ -14,6 +14,7 @@ use initd::shim::{Event, ExecSpec};
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     fds: usize,
+    namespaces: usize,
     mounts: usize,
     cgroups: usize,
     children: usize,
@@ -42,10 +43,32 @@ fn held(bed: &Bed) -> Held {
     let ours = bed.dir.to_string_lossy().into_owned();
     Held {
         fds: count("/proc/self/fd"),
+        namespaces: namespaces(),
         mounts: mounts.lines().filter(|l| l.contains(&ours)).count(),
         cgroups: root.map_or(0, |r| directories(&r)),
         children: std::fs::read_to_string(children).unwrap_or_default().split_whitespace().count(),
     }
+}
+
+/// `QUELEA_LEAK_CYCLES`, for a long run: 10,000 say.
+fn cycles() -> usize {
+    let asked = std::env::var("QUELEA_LEAK_CYCLES").ok().and_then(|n| n.parse().ok());
+    asked.unwrap_or(300)
+}
+
+fn rss_kb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+/// Namespaces that this process holds open. (One that a shim or a container has left behind shows as their cgroup.)
+fn namespaces() -> usize {
+    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let kinds = ["mnt:", "pid:", "ipc:", "uts:", "cgroup:", "user:", "net:"];
+    fds.filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .filter(|to| kinds.iter().any(|k| to.to_string_lossy().starts_with(k)))
+        .count()
 }
 
 #[test]
@@ -66,10 +89,14 @@ fn pods_leave_nothing() {
     };
     once(0);
     let before = held(&bed);
-    for round in 0..150 {
+    let rss = rss_kb();
+    for round in 0..cycles() {
         once(round);
     }
+    let grown = rss_kb().saturating_sub(rss);
+    assert!(grown < 4096, "this process grew by {grown} kB");
     let after = held(&bed);
+    assert_eq!(after.namespaces, before.namespaces);
     // Other tests of this process may hold a few descriptors and children of their own.
     assert!(
         after.fds < before.fds + 50 && after.children < before.children + 10,

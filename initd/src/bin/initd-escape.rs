@@ -30,6 +30,7 @@ fn open(name: &str, path: &str, flags: i32) {
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("watch") => watch(),
+        Some("overwrite") => overwrite(),
         Some("euid") => println!("euid {}", rustix::process::geteuid().as_raw()),
         _ => {
             descriptors();
@@ -42,6 +43,21 @@ fn main() {
             inside();
         }
     }
+}
+
+/// Tries to write to every executable that can be named through `/proc`, for a moment.
+fn overwrite() {
+    for _ in 0..50 {
+        for pid in std::iter::once("self".to_owned()).chain((1..20).map(|p: u32| p.to_string())) {
+            let path = format!("/proc/{pid}/exe");
+            // The image's own programs may be written to by the image.
+            let ours = std::fs::read_link(&path).is_ok_and(|p| p.starts_with("/bin"));
+            if !ours && std::fs::OpenOptions::new().append(true).open(&path).is_ok() {
+                println!("overwrite ok {path}");
+            }
+        }
+    }
+    println!("overwrite tried");
 }
 
 /// Before anything is opened here.

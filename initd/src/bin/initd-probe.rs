@@ -8,7 +8,9 @@ fn main() {
     if let Some(code) = initd::machine::personality(args.iter().map(AsRef::as_ref)) {
         std::process::exit(code);
     }
-    if std::process::id() == 1 && args.get(1).is_none_or(|role| role != "init") {
+    // In a container it is PID 1 as well, under another name.
+    let machine_init = std::process::id() == 1 && args.first().is_some_and(|me| me == "/init");
+    if machine_init && args.get(1).is_none_or(|role| role != "init") {
         std::process::exit(machine(args.get(1).map_or("speaks", String::as_str)));
     }
     let word = |i: usize| args.get(i).map_or("", String::as_str);
@@ -31,6 +33,8 @@ fn main() {
             std::thread::sleep(std::time::Duration::from_secs(600));
             0
         }
+        // An agent that is killed in the middle: `spawn-pod SPEC-FILE`, in the node's own network, without user namespace.
+        "spawn-pod" => spawn_pod(word(2)),
         "true" => 0,
         "exit" => word(2).parse().unwrap_or(255),
         "echo" => {
@@ -403,6 +407,17 @@ fn zombies() -> usize {
         .filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok())
         .filter(|s| s.rsplit(')').next().is_some_and(|r| r.trim_start().starts_with('Z')))
         .count()
+}
+
+/// Spawns a pod and stays.
+fn spawn_pod(file: &str) -> i32 {
+    let spec = std::fs::read(file).ok().and_then(|b| initd::pod::PodSpec::decode(&b).ok());
+    let (Some(spec), Ok(me)) = (spec, std::env::current_exe()) else { return 2 };
+    let shim = initd::shim::Shim::spawn(&me, &spec, initd::shim::PodFds::default());
+    println!("{}", shim.map_or_else(|e| e.to_string(), |_| "spawned".to_owned()));
+    let _ = std::io::stdout().flush();
+    std::thread::sleep(std::time::Duration::from_secs(600));
+    0
 }
 
 /// Writes until the disk is full.

@@ -2,6 +2,9 @@
 //!
 //! The program is a list of comparisons, written here by hand: every rule is a few instructions that either say yes or
 //! go on, and after the last comes no. (`BPF_PROG_TYPE_CGROUP_DEVICE`: cgroup-v2.rst, "Device controller".)
+//!
+//! Loading one takes the kernel half a millisecond, so the node's directory of pods has one for all, which a container with
+//! devices of its own overrides.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -152,7 +155,15 @@ pub fn rule_of(device: &Device) -> Result<Rule> {
     })
 }
 
-/// Puts the filter on a cgroup. It stays until the cgroup goes.
+/// Whether a filter is on the cgroup itself.
+pub(crate) fn is_restricted(cgroup: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(cgroup, flags, Mode::empty())
+        .and_then(|dir| sys::device_filters(dir.as_fd()))
+        .is_ok_and(|n| n > 0)
+}
+
+/// Puts the filter on a cgroup, where it stays until that goes; below it, too, but where there is another.
 ///
 /// # Errors
 /// [`Error::Sys`]: `EPERM` without CAP_BPF or CAP_SYS_ADMIN, `EINVAL` or `ENOSYS` where the kernel has no such filters.

@@ -89,6 +89,14 @@ fn prepare(plan: &Plan<'_>, pipes: &Pipes<'_>) -> Result<(), (Stop, bool)> {
         sys::set_signal(signal, false);
     }
     let _ = rustix::process::setsid();
+    if let Some(score) = &plan.oom_score_adj {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        // Through the host's own procfs, which no image or volume can have redirected (CVE-2025-52881). Lowering needs a
+        // capability that a node may lack; it is a wish, not isolation.
+        if let Ok(fd) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+            let _ = rustix::io::write(&fd, score.to_bytes());
+        }
+    }
     match &plan.space {
         Space::New { root, at, attach, cgroup, .. } => {
             enter_new(root, at, attach, *cgroup).map_err(early)?;
@@ -215,13 +223,6 @@ fn enter_running(pidfd: BorrowedFd<'_>) -> Result<(), Stop> {
 fn become_user(plan: &Plan<'_>) -> Result<(), Stop> {
     for (i, (resource, soft, hard)) in plan.rlimits.iter().enumerate() {
         at(Step::Rlimit, i, sys::set_rlimit(*resource, *soft, *hard))?;
-    }
-    if let Some(score) = &plan.oom_score_adj {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        // Lowering needs a capability that a node may lack; it is a wish, not isolation.
-        if let Ok(fd) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
-            let _ = rustix::io::write(&fd, score.to_bytes());
-        }
     }
     if let Some(fd) = plan.userns {
         at(Step::Userns, 0, sys::setns(fd, libc::CLONE_NEWUSER))?;

@@ -121,6 +121,9 @@ impl ContainerSpec {
                     "must be an absolute path below /, without dots",
                 ));
             }
+            if matches!(t.split('/').find(|c| !c.is_empty()), Some("proc" | "sys")) {
+                return Err(("binds/tmpfs/volumes.target", "nothing is mounted on /proc and /sys"));
+            }
         }
         if self.volumes.iter().any(|v| !is_volume(&v.volume)) {
             return Err(("volumes.volume", "the pod has no volume of this name"));

@@ -32,6 +32,16 @@ fn cpu_lists_are_those_of_the_kernel() {
 }
 
 #[test]
+fn nothing_is_mounted_where_the_kernel_speaks() {
+    for target in ["/proc", "/proc/self", "//sys/fs", "/proc/"] {
+        let t = Tmpfs { target: target.into(), size_bytes: 1, mode: 0o755 };
+        assert!(with(|c| c.tmpfs.push(t)).check().is_err(), "{target}");
+    }
+    let t = Tmpfs { target: "/srv/proc".into(), size_bytes: 1, mode: 0o755 };
+    assert_eq!(with(|c| c.tmpfs.push(t)).check(), Ok(()));
+}
+
+#[test]
 fn process_limits_by_name() {
     assert_eq!(Rlimit::named("nofile", 1, 2), Some(Rlimit { resource: 7, soft: 1, hard: 2 }));
     assert_eq!(Rlimit::named("rttime", 1, 2).map(|r| r.resource), Some(15));

@@ -188,7 +188,8 @@ fn cgroups(spec: &mut PodSpec, conditions: &mut Vec<Condition>) {
 fn device_filters(spec: &PodSpec, conditions: &mut Vec<Condition>) -> bool {
     let Some(pod) = &spec.cgroup else { return false };
     let mut all = true;
-    for c in &spec.containers {
+    let common = pod.parent().is_some_and(devices::is_restricted);
+    for c in spec.containers.iter().filter(|c| !common || !c.devices.is_empty()) {
         let mut rules = devices::ALWAYS.to_vec();
         // One that is not there fails the launch, which says so.
         rules.extend(c.devices.iter().filter_map(|d| devices::rule_of(d).ok()));

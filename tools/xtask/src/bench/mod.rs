@@ -3,6 +3,7 @@
 //! Each figure is one JSON line: `bench`, `metric`, `value` (null: it never came to an end), `unit`, `goal` (null: none),
 //! `better` (`lower` or `higher`), `peer` (name to value) and `pass` (null without a goal). On a terminal, a table.
 
+mod container;
 mod gossip;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,8 @@ pub(crate) fn bench(name: &str, options: &Options) -> Result<()> {
     let mut report = Report::new(options);
     match name {
         "gossip" => gossip::run(options, &mut report)?,
-        _ => bail!("no bench {name:?}; there is: gossip"),
+        "container" => container::run(options, &mut report)?,
+        _ => bail!("no bench {name:?}; there are: gossip, container"),
     }
     report.finish()
 }

@@ -1,0 +1,83 @@
+//! Containers next to Debian's crun and runc, and next to the least that the same isolation costs; all in turn.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use super::{Better, Figure, Options, Report};
+use crate::run;
+
+/// Ratios: what is divided by whose, and what it has to stay below. CPU time says on a busy machine what the clock says on
+/// a quiet one.
+const RATIOS: &[(&str, &str, &str, &str, f64)] = &[
+    ("run_true_vs_crun", "run_true", "quelea", "crun", 0.45),
+    ("run_true_cpu_vs_crun", "run_true_cpu", "quelea_whole", "crun", 0.45),
+    ("run_true_vs_floor", "run_true", "quelea", "floor", 1.25),
+    ("run_true_cpu_vs_floor", "run_true_cpu", "quelea_whole", "floor", 1.25),
+    ("exec_true_vs_crun", "exec_true", "quelea", "crun", 0.4),
+    ("hundred_pods_vs_crun", "hundred_pods", "quelea", "crun", 0.5),
+];
+/// Private memory of a shim.
+const SHIM_KB: f64 = 250.0;
+const ROUNDS: &str = "60";
+const ROUNDS_QUICK: &str = "10";
+
+/// A line of the example.
+#[derive(Deserialize)]
+struct Line {
+    metric: String,
+    who: String,
+    value: Option<f64>,
+    unit: String,
+}
+
+/// Builds, runs and compares.
+pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
+    run::install(&[("crun", "crun"), ("runc", "runc")])?;
+    let args = ["--profile", "fast", "--quiet", "--locked", "-p", "initd"];
+    run::check(run::cargo(&["build"]).args(args).args(["--bins", "--examples"]))?;
+    let rounds = if options.quick { ROUNDS_QUICK } else { ROUNDS };
+    let mut child = run::cargo(&["run"])
+        .args(args)
+        .args(["--example", "container", "--", rounds])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run the example `container`")?;
+    let stdout = child.stdout.take().context("the output is piped")?;
+    let mut all: BTreeMap<String, (String, BTreeMap<String, f64>)> = BTreeMap::new();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        let line: Line = serde_json::from_str(&line).with_context(|| line.clone())?;
+        let of = all.entry(line.metric).or_default();
+        of.0 = line.unit;
+        of.1.insert(line.who, line.value.unwrap_or(f64::NAN));
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("the example `container` failed: {status}");
+    }
+    for (metric, (unit, values)) in &all {
+        let ours = values.get("quelea").or(values.get("quelea_whole")).copied();
+        let mut figure = Figure::new("container", metric, ours, unit, Better::Lower);
+        if metric == "shim_private" {
+            figure = figure.goal(SHIM_KB);
+        }
+        for (who, value) in values.iter().filter(|(who, _)| *who != "quelea") {
+            figure = figure.peer(who, Some(*value));
+        }
+        report.add(figure)?;
+    }
+    for (name, metric, ours, theirs, goal) in RATIOS {
+        let Some((_, values)) = all.get(*metric) else { continue };
+        // A peer that is not there has no ratio.
+        let Some(peer) = values.get(*theirs) else { continue };
+        let ratio = values.get(*ours).map(|ours| ours / peer);
+        let figure = Figure::new("container", *name, ratio, "ratio", Better::Lower).goal(*goal);
+        report.add(figure.peer(theirs, Some(*peer)))?;
+    }
+    Ok(())
+}
