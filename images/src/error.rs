@@ -79,6 +79,29 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// The interface to serve on cannot be told or used.
+    Interface {
+        /// Why, and what to do.
+        what: String,
+    },
+    /// A port cannot be had.
+    Port {
+        /// `udp` or `tcp`.
+        protocol: &'static str,
+        /// Which.
+        port: u16,
+        /// Who has it, where that is known.
+        holder: Option<String>,
+        /// Why.
+        source: io::Error,
+    },
+    /// The network went away under a server.
+    Serve {
+        /// Which of its parts.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A bzImage that cannot be turned into a vmlinux.
     BzImage {
         /// What is wrong.
@@ -121,6 +144,22 @@ impl fmt::Display for Error {
                 path.display(),
                 path.display()
             ),
+            Self::Interface { what } => write!(f, "{what}"),
+            Self::Port { protocol, port, holder: Some(who), .. } => {
+                write!(
+                    f,
+                    "{protocol} port {port} is taken by {who}: stop it, or serve from another machine"
+                )
+            }
+            Self::Port { protocol, port, source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                write!(f, "{protocol} port {port}: {source}; serving needs root")
+            }
+            Self::Port { protocol, port, source, .. } => {
+                write!(f, "{protocol} port {port} cannot be had: {source}")
+            }
+            Self::Serve { what, source } => write!(f, "{what} ended: {source}"),
             Self::BzImage { what } => write!(f, "bzImage: {what}"),
         }
     }
@@ -129,7 +168,9 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Io { source, .. } => Some(source),
+            Self::Io { source, .. } | Self::Port { source, .. } | Self::Serve { source, .. } => {
+                Some(source)
+            }
             _ => None,
         }
     }

@@ -36,6 +36,8 @@ pub mod modinfo;
 pub mod modules;
 pub mod node;
 pub mod pe;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "build")]
 pub mod set;
 pub mod uki;

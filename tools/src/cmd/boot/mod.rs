@@ -1,6 +1,7 @@
 //! `quelea boot`: what machines boot, built here and served from here.
 
 mod build;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +16,65 @@ use crate::cli::Global;
 pub enum Boot {
     /// Make a boot directory: kernel, initramfs, iPXE script and unified kernel image
     Build(Build),
+    /// Boot machines over their network: DHCP, TFTP and HTTP from this machine
+    ///
+    /// Beside the site's own DHCP server, which goes on giving addresses; or with --dhcp as the only one. BIOS and UEFI
+    /// machines boot by PXE (iPXE comes by TFTP, the rest by HTTP), UEFI machines by HTTP boot, too. Each machine gets its
+    /// name, labels and keys with its image.
+    ///
+    /// What is protected: a machine's keys are given once for each time its hardware address asked by DHCP, soon after, to
+    /// the address that ARP knows as that hardware address, under a name used once. What is not: plain HTTP hides nothing
+    /// from who reads the network, and who pretends to be the machine while it boots is given its keys. Provision on a
+    /// network that only the rack is on, or give --no-credentials.
+    Serve(Serve),
+}
+
+/// `quelea boot serve`.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// The boot directory, made by `quelea boot build`
+    pub dir: PathBuf,
+    /// Which machine is which, by hardware address (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub rack: Option<PathBuf>,
+    /// The interface to the machines [default: the only one with an address]
+    #[arg(short, long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// What becomes of machines that --rack does not name
+    #[arg(long, value_enum, default_value_t = UnknownName::Maintenance)]
+    pub unknown: UnknownName,
+    /// How those are named: {mac}, {mac6} and {mac4} are the last digits of the hardware address
+    #[arg(long, value_name = "TEMPLATE", default_value = "m-{mac6}")]
+    pub names: String,
+    /// Be the DHCP server, with these addresses; only on a network that has none
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub dhcp: Option<String>,
+    /// Give no keys: machines have theirs on their state disk
+    #[arg(long)]
+    pub no_credentials: bool,
+    /// How long after its DHCP a machine can fetch its configuration
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(10..=3600))]
+    pub window: u64,
+    /// Further kernel arguments
+    #[arg(long, value_name = "ARGS", default_value = "")]
+    pub cmdline: String,
+    /// Where machines' credentials are kept, so that each boot gives the same [default: DIR/machines]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Port of the web server
+    #[arg(long, value_name = "PORT", default_value_t = 7403)]
+    pub http_port: u16,
+}
+
+/// What becomes of machines that nobody named.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownName {
+    /// They boot without keys and wait for somebody to look
+    Maintenance,
+    /// They are not answered
+    Ignore,
+    /// They become nodes of the flock
+    Auto,
 }
 
 /// `quelea boot build`.
@@ -53,6 +113,7 @@ pub enum SetName {
 pub(super) fn run(boot: &Boot, global: &Global) -> Result<ExitCode> {
     match boot {
         Boot::Build(args) => build::build(args, global.output)?,
+        Boot::Serve(args) => serve::serve(args, global)?,
     }
     Ok(ExitCode::SUCCESS)
 }
