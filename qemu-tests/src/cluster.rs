@@ -4,6 +4,7 @@ use crate::{
     disk::Disk,
     env::Env,
     fabric::{Dhcp, Fabric, Grant},
+    firmware::Firmware,
     pace,
     vm::{self, Plan, Vm},
 };
@@ -35,6 +36,8 @@ pub struct Machine {
     pub uuid: Option<String>,
     /// Another network device than `virtio-net-pci`.
     pub nic: Option<&'static str>,
+    /// It is blank: its firmware boots it from the network, once [`Vm::freeze`] lets it go.
+    pub firmware: Option<Firmware>,
     /// A second network device on the same switch, with this hardware address.
     pub second_nic: Option<[u8; 6]>,
 }
@@ -276,7 +279,8 @@ impl Builder<'_> {
                 format!("rdinit=/{} {ip} {args}", crate::env::GUEST)
             },
             dir: dir.to_owned(),
-            nic: own.nic.unwrap_or("virtio-net-pci"),
+            nic: own.firmware.map_or(own.nic.unwrap_or("virtio-net-pci"), Firmware::nic),
+            firmware: own.firmware,
             uuid: own.uuid.unwrap_or_else(|| vm::uuid(index)),
             disks: own.disks.into_iter().enumerate().map(make).collect::<Result<_>>()?,
             reboots: self.reboots,

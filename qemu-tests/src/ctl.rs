@@ -100,6 +100,15 @@ impl Ctl {
         answer
     }
 
+    /// Starts a program that goes on by itself; its PID.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&mut self, argv: &[&str], log: &str) -> Result<i32> {
+        let argv = argv.iter().map(|s| (*s).to_owned()).collect();
+        Ok(self.ask(Op::Spawn { argv, log: log.into() })?.out.parse()?)
+    }
+
     /// The text of a file in the guest.
     ///
     /// # Errors

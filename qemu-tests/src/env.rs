@@ -55,6 +55,10 @@ pub struct Env {
     pub initramfs_bytes: u64,
     /// Bytes of quelead.
     pub quelead_bytes: u64,
+    /// The node binary, where there is one.
+    pub quelead: Option<PathBuf>,
+    /// Where unpacked packages are kept.
+    pub cache: PathBuf,
     /// The operator's binary on this machine.
     pub quelea: Option<PathBuf>,
     /// Seed of losses.
@@ -127,6 +131,8 @@ impl Env {
             node_missing,
             initramfs_bytes: product.initramfs_bytes,
             quelead_bytes,
+            quelead: quelead.ok(),
+            cache,
             quelea: quelea.ok(),
             seed: options.seed,
             keep: options.keep,

@@ -18,6 +18,7 @@ pub mod disk;
 pub mod env;
 pub mod fabric;
 pub mod figures;
+pub mod firmware;
 pub mod pace;
 pub mod qmp;
 pub mod scenario;

@@ -1,6 +1,13 @@
 //! One machine: a QEMU process, its serial line with the time of every line, its monitor and its control channel.
 
-use crate::{ctl::Ctl, disk::Disk, fabric, pace, qmp::Qmp};
+use crate::{
+    ctl::Ctl,
+    disk::Disk,
+    fabric,
+    firmware::{self, Firmware},
+    pace,
+    qmp::Qmp,
+};
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -38,6 +45,8 @@ pub struct Plan {
     pub uuid: String,
     /// Made by [`crate::cluster`]; they keep what is written over power cycles.
     pub disks: Vec<Disk>,
+    /// Nothing is given to it: its firmware boots it. Kernel, archives and arguments are not used.
+    pub firmware: Option<Firmware>,
     /// A reset boots the same kernel again; otherwise it ends QEMU.
     pub reboots: bool,
     /// Its network device.
@@ -91,18 +100,15 @@ impl Vm {
         for stale in [fabric::machine_path(&plan.dir, n), path("qmp"), path("ctl")] {
             let _ = std::fs::remove_file(stale);
         }
+        // A blank machine's firmware speaks on the serial line.
+        let machine = if plan.firmware.is_some() { "q35,graphics=off" } else { "q35" };
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg,tb-size=64", "-M", "q35", "-cpu", "max", "-nodefaults"])
+            .args(["-accel", "tcg,tb-size=64", "-M", machine, "-cpu", "max", "-nodefaults"])
             .args(["-no-user-config", "-display", "none"])
             .args(if plan.reboots { &[][..] } else { &["-no-reboot"] })
             .args(["-m", &plan.memory_mib.to_string(), "-serial", "stdio"])
             .args(["-uuid", &plan.uuid])
-            .arg("-kernel")
-            .arg(&plan.kernel)
-            .arg("-initrd")
-            .arg(&initrd)
-            .args(["-append", &format!("{KERNEL_ARGS} {}", plan.args)])
             .args(nic(plan.nic, "n0", &plan.dir, n, mac(n)))
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
             .args([
@@ -116,6 +122,12 @@ impl Vm {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(path("qemu.err"))?);
+        if let Some(firmware) = plan.firmware {
+            command.args(firmware.arguments(&path("vars"))?);
+        } else {
+            command.arg("-kernel").arg(&plan.kernel).arg("-initrd").arg(&initrd);
+            command.args(["-append", &format!("{KERNEL_ARGS} {}", plan.args)]);
+        }
         let started = Instant::now();
         let mut child = command.spawn().context("start qemu-system-x86_64")?;
         let lines = Lines::default();
@@ -318,11 +330,13 @@ pub(crate) fn nic(device: &str, id: &str, dir: &Path, port: usize, mac: [u8; 6])
     let sockets =
         format!("local.type=unix,local.path={ours},remote.type=unix,remote.path={theirs}");
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    // A ROM costs time and boots nothing that has a kernel.
+    let rom = if device.contains(firmware::ROM) { "" } else { ",romfile=" };
     [
         "-netdev".into(),
         format!("dgram,id={id},{sockets}"),
         "-device".into(),
-        format!("{device},netdev={id},mac={mac},romfile="),
+        format!("{device},netdev={id},mac={mac}{rom}"),
     ]
 }
 

@@ -27,6 +27,13 @@ pub enum Op {
         /// Killed after that.
         timeout_ms: u64,
     },
+    /// Start a program and leave it alone; its PID is the output.
+    Spawn {
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// What it prints goes to this file.
+        log: String,
+    },
     /// The text of a file.
     Read {
         /// Its path.

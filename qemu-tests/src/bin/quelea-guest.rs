@@ -233,6 +233,17 @@ fn run(op: Op) -> std::io::Result<Answer> {
     match op {
         Op::Ping => text(String::new()),
         Op::Exec { argv, timeout_ms } => exec(&argv, Duration::from_millis(timeout_ms)),
+        Op::Spawn { argv, log } => {
+            let missing = || std::io::Error::from(std::io::ErrorKind::InvalidInput);
+            let log = File::create(log)?;
+            let child = Command::new(argv.first().ok_or_else(missing)?)
+                .args(&argv[1..])
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()?;
+            text(child.id().to_string())
+        }
         Op::Read { path } => text(String::from_utf8_lossy(&std::fs::read(path)?).into_owned()),
         Op::List { path } => {
             let mut names: Vec<String> = std::fs::read_dir(path)?

@@ -4,6 +4,7 @@ mod boot;
 mod fence;
 mod flock;
 mod limits;
+mod netboot;
 mod network;
 mod operator;
 mod power;
@@ -228,6 +229,24 @@ pub const ALL: &[Scenario] = &[
         about: "two machines with one SMBIOS UUID are two nodes, and both say so",
         smoke: false,
         run: power::duplicate_smbios_uuid,
+    },
+    Scenario {
+        name: "pxe_bios_boots_with_labels",
+        about: "a blank BIOS machine boots by `quelea boot serve` of a running node, beside the site's DHCP, and joins with its labels",
+        smoke: true,
+        run: netboot::bios,
+    },
+    Scenario {
+        name: "pxe_uefi_boots_with_labels",
+        about: "the same for UEFI's PXE: iPXE by TFTP, the rest by HTTP",
+        smoke: false,
+        run: netboot::uefi_pxe,
+    },
+    Scenario {
+        name: "uefi_http_boot_uki",
+        about: "the same for UEFI's HTTP boot: one image with the machine's own configuration inside",
+        smoke: false,
+        run: netboot::uefi_http,
     },
 ];
 

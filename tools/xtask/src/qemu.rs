@@ -6,8 +6,14 @@ use clap::Args;
 use crate::run;
 
 /// What the tests need, by Debian package.
-const PACKAGES: &[(&str, &str)] =
-    &[("qemu-system-x86_64", "qemu-system-x86"), ("dpkg-deb", "dpkg"), ("mkfs.ext4", "e2fsprogs")];
+const PACKAGES: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("dpkg-deb", "dpkg"),
+    ("mkfs.ext4", "e2fsprogs"),
+    // Firmware of machines that boot from the network: files, not programs.
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
+    ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu"),
+];
 
 /// What is asked for.
 #[derive(Args, Default)]
