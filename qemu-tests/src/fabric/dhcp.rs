@@ -155,7 +155,7 @@ impl Dhcp {
             router: granted.then_some(self.server),
             subnet_mask: granted.then_some(Ipv4Addr::new(255, 255, 255, 0)),
             relay_agent_ip: Ipv4Addr::UNSPECIFIED,
-            broadcast: false,
+            broadcast: asked.broadcast,
             requested_ip: None,
             client_identifier: None,
             server_identifier: Some(server),
@@ -167,7 +167,13 @@ impl Dhcp {
             dns_servers: None,
             additional_options: if granted { &options } else { &[] },
         };
-        self.datagram(asked.client_hardware_address, server, grant.address, &reply)
+        // UEFI hears only what is sent to all until it has an address, and says so (RFC 2131, 4.1).
+        let (to, address) = if asked.broadcast {
+            (EthernetAddress::BROADCAST, Ipv4Addr::BROADCAST)
+        } else {
+            (asked.client_hardware_address, grant.address)
+        };
+        self.datagram(to, server, address, &reply)
     }
 
     fn datagram(
