@@ -115,6 +115,8 @@ pub(crate) struct Swim {
     leave_rounds: Option<u32>,
     /// Whose datagram is being read.
     speaker: Option<Nid>,
+    /// Generation and incarnation of ours that was last said to be dead.
+    last_death: Option<(u64, u64)>,
     started: bool,
     started_us: u64,
     pub(crate) root: u64,
@@ -145,6 +147,7 @@ impl Swim {
             conflict_us: 0,
             leave_rounds: None,
             speaker: None,
+            last_death: None,
             started: false,
             started_us: 0,
             root: 0,
@@ -420,9 +423,13 @@ impl Swim {
 
     /// Somebody talks about us.
     fn about_me(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
+        if self.leave_rounds.is_some() {
+            return;
+        }
+        self.notice_death(u, ctx);
         let me = self.table.me();
         let (mine, theirs) = ((me.generation, me.incarnation), (u.generation, u.incarnation));
-        if theirs < mine || self.leave_rounds.is_some() {
+        if theirs < mine {
             return;
         }
         let claimed = u.full.map(|(_, addr)| addr).filter(|addr| *addr != me.addr);
@@ -448,12 +455,26 @@ impl Swim {
         if u.standing == Standing::Suspect {
             self.health.worse(1);
         }
+        self.news(self.table.my_nid(), ctx);
+    }
+
+    /// Somebody holds this boot of ours dead. The suspicion before it may have been refuted a moment ago, out of the same
+    /// backlog: each death is news once, whatever our incarnation is by now.
+    fn notice_death(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
+        let death = (u.generation, u.incarnation);
+        let ours = u.generation == self.table.me().generation;
+        if u.standing != Standing::Dead
+            || !ours
+            || self.last_death.is_some_and(|last| death <= last)
+        {
+            return;
+        }
+        self.last_death = Some(death);
         // One that we held dead ourselves was on the other side of a cut; one that we hold alive saw us stand still.
         let speaker = self.speaker.and_then(|nid| self.table.get(nid));
-        if u.standing == Standing::Dead && speaker.is_some_and(|e| e.member.state.is_live()) {
+        if speaker.is_some_and(|e| e.member.state.is_live()) {
             ctx.event(Event::HeldDead);
         }
-        self.news(self.table.my_nid(), ctx);
     }
 
     /// Steps above a generation that the flock remembers of our name: our boot counter was lost, or another node has our

@@ -148,6 +148,29 @@ fn we_refute_what_is_said_about_us_and_nothing_older() {
 }
 
 #[test]
+fn a_death_of_ours_is_noticed_once_also_after_the_suspicion_was_refuted() {
+    let mut swim = swim();
+    tell(&mut swim, &[(0, 1, 0, Standing::Alive, false)]);
+    let mut held_dead = |who: &str, generation, incarnation, standing| {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
+        let (mut net, mut out) = (Outbox::default(), Vec::new());
+        let mut ctx = Ctx { now_us: 5, rng: &mut rng, net: &mut net, out: &mut out };
+        let (nid, full, accusers) = (Nid::of("me"), None, Accusers::default());
+        let update = Update { nid, full, generation, incarnation, standing, accusers };
+        swim.speaker = Some(Nid::of(who));
+        swim.apply(&update, &mut ctx);
+        out.iter().filter(|o| matches!(o, Output::Event(Event::HeldDead))).count()
+    };
+    assert_eq!(held_dead("a", 1, 0, Standing::Suspect), 0);
+    assert_eq!(held_dead("a", 1, 0, Standing::Dead), 1, "refuted from the same backlog");
+    assert_eq!(held_dead("a", 1, 0, Standing::Dead), 0, "the same death");
+    assert_eq!(held_dead("a", 1, 1, Standing::Dead), 1, "another");
+    assert_eq!(held_dead("a", 0, 9, Standing::Dead), 0, "of an outlived boot");
+    assert_eq!(held_dead("stranger", 1, 7, Standing::Dead), 0, "from beyond a cut");
+    assert_eq!(held_dead("a", 1, 7, Standing::Dead), 0, "which is not news any more");
+}
+
+#[test]
 fn a_rumour_of_death_about_the_living_is_verified_first() {
     let mut swim = swim();
     tell(&mut swim, &[(0, 1, 0, Standing::Alive, false), (1, 1, 0, Standing::Alive, false)]);
