@@ -120,6 +120,9 @@ pub struct ContainerSpec {
     pub ready: Option<Probe>,
     /// Is it alive? A container that is not is killed and treated like one that failed.
     pub live: Option<Probe>,
+    /// Has it come up? Until it has, `ready` and `live` are not asked. It has `every_ms` times `failures` for it; then it is
+    /// killed and treated like one that failed.
+    pub start: Option<Probe>,
     /// How to stop it.
     pub stop: Stop,
     /// What its standard input is.
@@ -331,6 +334,7 @@ impl ContainerSpec {
             backoff: Backoff::default(),
             ready: None,
             live: None,
+            start: None,
             stop: Stop::default(),
             stdin: Stdin::Null,
             log: LogPolicy::default(),

@@ -102,7 +102,7 @@ impl ContainerSpec {
             return Err(("seccomp", why));
         }
         self.resources.check()?;
-        self.ready.iter().chain(&self.live).try_for_each(Probe::check)
+        self.ready.iter().chain(&self.live).chain(&self.start).try_for_each(Probe::check)
     }
 
     fn check_mounts(&self, is_volume: &dyn Fn(&str) -> bool) -> Result<(), Wrong> {

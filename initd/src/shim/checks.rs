@@ -19,6 +19,7 @@ impl Shell {
         let probe = match which {
             Which::Ready => spec.ready.as_ref(),
             Which::Live => spec.live.as_ref(),
+            Which::Start => spec.start.as_ref(),
         }?;
         let bad = Some(Input::Checked(i, which, false));
         let started = match &probe.check {
@@ -44,7 +45,22 @@ impl Shell {
                 self.checks.push(Connecting { container: i, which, check, gone: false });
                 None
             }
-            Err(_) => bad,
+            Err(why) => {
+                self.note_check(i, which, &why);
+                bad
+            }
+        }
+    }
+
+    /// For the words in which a container is given up.
+    fn note_check(&mut self, i: usize, which: Which, why: &str) {
+        let name = match which {
+            Which::Ready => return,
+            Which::Live => "live",
+            Which::Start => "start",
+        };
+        if let Some(c) = self.containers.get_mut(i) {
+            c.last_check = format!("its `{name}` probe: {why}");
         }
     }
 
@@ -59,13 +75,16 @@ impl Shell {
 
     pub(super) fn check_ready(&mut self, k: usize) {
         let Some(c) = self.checks.get_mut(k).filter(|c| !c.gone) else { return };
-        let ok = match c.check.advance() {
+        let why = match c.check.advance() {
             Progress::Pending => return,
-            Progress::Good => true,
-            Progress::Bad(_) => false,
+            Progress::Good => None,
+            Progress::Bad(why) => Some(why),
         };
         c.gone = true;
-        let (container, which) = (c.container, c.which);
+        let (container, which, ok) = (c.container, c.which, why.is_none());
+        if let Some(why) = why {
+            self.note_check(container, which, &why);
+        }
         self.feed(Input::Checked(container, which, ok));
     }
 }

@@ -25,7 +25,12 @@ pub enum Which {
     Ready,
     /// Liveness.
     Live,
+    /// Whether it has come up. Until then the others are not asked.
+    Start,
 }
+
+/// In the order of [`Container::checks`].
+const CHECKS: [Which; 3] = [Which::Ready, Which::Live, Which::Start];
 
 /// What happened. `usize` is the container's index in the spec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +94,7 @@ pub enum Output {
         /// When it is tried again.
         retry_in_ms: Option<u32>,
     },
-    /// Tell: liveness gave it up.
+    /// Tell: liveness, or its start, gave it up.
     Unhealthy(usize),
     /// Tell: all is over.
     Stopped,
@@ -121,8 +126,8 @@ struct Health {
 
 impl Health {
     fn new(probe: &Probe, which: Which, now_us: u64) -> Self {
-        let eager_us = if which == Which::Ready { EAGER_US } else { 0 };
-        let wait = if which == Which::Ready { 0 } else { us(probe.every_ms) };
+        let eager_us = if which == Which::Live { 0 } else { EAGER_US };
+        let wait = if which == Which::Live { us(probe.every_ms) } else { 0 };
         let probe = probe.clone();
         Self {
             probe,
@@ -170,7 +175,8 @@ struct Container {
     live_probe: Option<Probe>,
     state: State,
     ready: bool,
-    checks: [Option<Health>; 2],
+    start_probe: Option<Probe>,
+    checks: [Option<Health>; 3],
     /// Starts that succeeded.
     starts: u32,
     /// Failures since the last long run: the exponent of the backoff.
@@ -208,7 +214,8 @@ impl Supervisor {
             live_probe: c.live.clone(),
             state: State::Waiting,
             ready: false,
-            checks: [None, None],
+            start_probe: c.start.clone(),
+            checks: [None, None, None],
             starts: 0,
             row: 0,
             unhealthy: false,
@@ -329,8 +336,19 @@ impl Supervisor {
         }
         c.state = State::Running { since_us: now_us };
         out.push(Output::Started(i));
+        match &c.start_probe {
+            Some(probe) => {
+                c.checks = [None, None, Some(Health::new(probe, Which::Start, now_us))];
+            }
+            None => self.come_up(i, now_us, out),
+        }
+    }
+
+    /// It runs, and its start probe (if it has one) has passed.
+    fn come_up(&mut self, i: usize, now_us: u64, out: &mut Vec<Output>) {
+        let Some(c) = self.containers.get_mut(i) else { return };
         let health = |p: &Option<Probe>, w| p.as_ref().map(|p| Health::new(p, w, now_us));
-        c.checks = [health(&c.ready_probe, Which::Ready), health(&c.live_probe, Which::Live)];
+        c.checks = [health(&c.ready_probe, Which::Ready), health(&c.live_probe, Which::Live), None];
         if c.ready_probe.is_none() {
             self.set_ready(i, true, out);
         }
@@ -347,7 +365,7 @@ impl Supervisor {
         if now_us.saturating_sub(c.running_since_us) >= us(c.backoff.reset_ms) {
             c.row = 0;
         }
-        for (which, check) in [Which::Ready, Which::Live].into_iter().zip(&mut c.checks) {
+        for (which, check) in CHECKS.into_iter().zip(&mut c.checks) {
             if check.take().is_some_and(|h| h.running) {
                 out.push(Output::CancelCheck(i, which));
             }
@@ -391,19 +409,29 @@ impl Supervisor {
         if !h.running {
             return;
         }
+        // A start has a span of time, however often it is asked in it.
+        let span_us = us(h.probe.every_ms).saturating_mul(u64::from(h.probe.failures));
+        let too_late = which == Which::Start && !ok && now_us >= since_us + span_us;
         let in_grace = now_us < since_us + us(h.probe.start_grace_ms);
-        if !h.result(ok, now_us, in_grace) {
+        if !h.result(ok, now_us, in_grace) && !too_late {
             return;
         }
         match which {
+            Which::Start if ok => self.come_up(i, now_us, out),
+            Which::Start => self.give_up(i, now_us, out),
             Which::Ready => self.set_ready(i, ok, out),
-            Which::Live if !ok => {
-                c.unhealthy = true;
-                out.push(Output::Unhealthy(i));
-                self.stop_one(i, now_us, out);
-            }
+            Which::Live if !ok => self.give_up(i, now_us, out),
             Which::Live => {}
         }
+    }
+
+    /// Stops a container that is not what it should be; its end counts as a failure.
+    fn give_up(&mut self, i: usize, now_us: u64, out: &mut Vec<Output>) {
+        if let Some(c) = self.containers.get_mut(i) {
+            c.unhealthy = true;
+        }
+        out.push(Output::Unhealthy(i));
+        self.stop_one(i, now_us, out);
     }
 
     fn set_ready(&mut self, i: usize, ready: bool, out: &mut Vec<Output>) {
@@ -441,7 +469,7 @@ impl Supervisor {
     fn stop_one(&mut self, i: usize, now_us: u64, out: &mut Vec<Output>) {
         let grace = self.grace_ms;
         let Some(c) = self.containers.get_mut(i) else { return };
-        for (which, check) in [Which::Ready, Which::Live].into_iter().zip(&mut c.checks) {
+        for (which, check) in CHECKS.into_iter().zip(&mut c.checks) {
             if check.take().is_some_and(|h| h.running) {
                 out.push(Output::CancelCheck(i, which));
             }
@@ -476,7 +504,7 @@ impl Supervisor {
     }
 
     fn checks_due(&mut self, i: usize, now_us: u64, out: &mut Vec<Output>) {
-        for which in [Which::Ready, Which::Live] {
+        for which in CHECKS {
             let Some(c) = self.containers.get_mut(i) else { return };
             let Some(h) = c.checks.get_mut(which as usize).and_then(Option::as_mut) else {
                 continue;

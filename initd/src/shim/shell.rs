@@ -63,6 +63,8 @@ pub(super) struct Container {
     oom_before: u64,
     last_exit: Option<Exit>,
     last_failure: Option<(Step, i32, String)>,
+    /// What its liveness or start probe saw last that was wrong.
+    pub(super) last_check: String,
 }
 
 /// On whose behalf a program joined a container.
@@ -236,7 +238,9 @@ impl Shell {
                 self.tell(&Reply::Failed { container, step, errno, text, retry_in_ms });
             }
             Output::Unhealthy(i) => {
-                let text = "liveness probe failed".to_owned();
+                let seen = self.containers.get_mut(i).map(|c| std::mem::take(&mut c.last_check));
+                let text =
+                    seen.filter(|s| !s.is_empty()).unwrap_or_else(|| "its probe failed".into());
                 let container = self.name(i);
                 self.tell(&Reply::Unhealthy { container, text });
             }

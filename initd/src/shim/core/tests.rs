@@ -279,3 +279,42 @@ fn failures_in_the_start_grace_do_not_count() {
     }
     assert_eq!(given_up_at, Some(1100 * MS));
 }
+
+#[test]
+fn a_container_that_starts_slowly_is_asked_nothing_else_until_it_is_up() {
+    let mut c = probed(true);
+    c.live = c.ready.clone();
+    c.start = c.ready.clone();
+    let mut s = pod(vec![c]);
+    step(&mut s, 0, Input::Start);
+    let out = step(&mut s, 0, Input::Started(0));
+    assert_eq!(out, [Output::Started(0), Output::Check(0, Which::Start)]);
+    step(&mut s, 10 * MS, Input::Checked(0, Which::Start, false));
+    assert_eq!(step(&mut s, 20 * MS, Input::Timer), [Output::Check(0, Which::Start)]);
+    let out = step(&mut s, 21 * MS, Input::Checked(0, Which::Start, true));
+    assert_eq!(out, [Output::Check(0, Which::Ready)], "now the others");
+    let out = step(&mut s, 22 * MS, Input::Checked(0, Which::Ready, true));
+    assert_eq!(out, [Output::Ready { container: 0, ready: true, pod_ready: true }]);
+}
+
+#[test]
+fn a_container_that_does_not_come_up_in_its_time_is_started_again() {
+    let mut c = main_container(Restart::Always);
+    c.start = probed(true).ready;
+    let mut s = pod(vec![c]);
+    step(&mut s, 0, Input::Start);
+    step(&mut s, 0, Input::Started(0));
+    let mut given_up_ms = None;
+    for ms in 0..500 {
+        step(&mut s, ms * MS, Input::Timer);
+        let out = step(&mut s, ms * MS, Input::Checked(0, Which::Start, false));
+        if out.contains(&Output::Unhealthy(0)) {
+            given_up_ms = Some(ms);
+            break;
+        }
+    }
+    // Twice 100 ms, whatever the eager first questions; asked each 100 ms by then.
+    assert!(given_up_ms.is_some_and(|ms| (200..=300).contains(&ms)), "{given_up_ms:?}");
+    let out = step(&mut s, 500 * MS, Input::Exited(0, OK));
+    assert!(matches!(out.last(), Some(Output::Exited { restart_in_ms: Some(_), .. })), "{out:?}");
+}
