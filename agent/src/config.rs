@@ -15,6 +15,8 @@
 //! [capacity]                         # for pods; measured where absent
 //! cpu = 7.5
 //! memory_mib = 30000
+//! [grants]                           # what pods may have besides what is theirs, see [`crate::grants`]
+//! host_tools = ["/usr/sbin/smartd", "/usr/lib/"]
 //! ```
 //!
 //! [`NodeFile`] is the file as written, [`NodeConfig`] what the node goes by.
@@ -74,6 +76,9 @@ pub struct NodeFile {
     /// Ports, where the defaults do not suit.
     #[serde(default)]
     pub ports: Ports,
+    /// Devices, host tools and filters that pods may have.
+    #[serde(default)]
+    pub grants: crate::grants::GrantsFile,
 }
 
 impl Default for NodeFile {
@@ -90,6 +95,7 @@ impl Default for NodeFile {
             labels: BTreeMap::new(),
             capacity: Capacity::default(),
             ports: Ports::default(),
+            grants: crate::grants::GrantsFile::default(),
         }
     }
 }
@@ -119,6 +125,8 @@ pub struct NodeConfig {
     pub capacity: Capacity,
     /// Ports.
     pub ports: Ports,
+    /// What pods may have besides what is theirs.
+    pub grants: crate::grants::GrantsFile,
 }
 
 /// What pods may use; measured where absent.
@@ -185,6 +193,7 @@ impl NodeFile {
         {
             return Err(format!("capacity.cpu = {cpu}: a number of CPUs above 0 is needed"));
         }
+        config.grants.check()?;
         Ok(config)
     }
 
@@ -240,6 +249,7 @@ impl NodeFile {
             label_from,
             capacity: self.capacity.clone(),
             ports: self.ports.clone(),
+            grants: self.grants.clone(),
         })
     }
 }

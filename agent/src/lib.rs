@@ -23,6 +23,7 @@ pub mod events;
 pub mod fetch;
 pub mod flock;
 pub mod found;
+pub mod grants;
 pub mod hex;
 pub mod host;
 pub mod keys;

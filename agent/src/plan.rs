@@ -1,14 +1,19 @@
 //! From a claim and its images to what a shim is told: names, environment, limits, mounts. Pure.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use imagefs::Image;
-use initd::pod::{Bind, Caps, Check, ContainerSpec, PodSpec, Probe, Resources, Restart, Stop};
+use initd::grants::Grants;
+use initd::pod::{Bind, ContainerSpec, PodSpec, Volume};
 use netshim::ipam::PodAddr;
-use nix::sys::signal::Signal;
 use sched::spec;
 use serde::{Deserialize, Serialize};
+
+mod container;
+
+use crate::grants::HOST_TOOLS;
 
 /// Where a pod sees what the node tells it (`peers.json`).
 pub const INFO_TARGET: &str = "/run/quelea";
@@ -26,6 +31,19 @@ pub struct Kept {
     pub slot: u32,
     /// Names of its containers.
     pub containers: Vec<String>,
+    /// Those of them that the pod is for; none where an older agent wrote this: then it is for all.
+    #[serde(default)]
+    pub mains: Vec<String>,
+    /// How long its stop takes when each container has its own grace, milliseconds; 0 where an older agent wrote this.
+    #[serde(default)]
+    pub grace_ms: u64,
+}
+
+impl Kept {
+    /// Whether the pod is for this container.
+    pub fn is_main(&self, container: &str) -> bool {
+        self.mains.is_empty() || self.mains.iter().any(|name| name == container)
+    }
 }
 
 /// What this node is, as far as a pod is told.
@@ -52,6 +70,10 @@ pub struct Plan {
     pub place: Place,
     /// Its cgroup and its shim's, where the machine has cgroups.
     pub cgroups: Option<(PathBuf, PathBuf)>,
+    /// What this node's owner lets pods have.
+    pub grants: Arc<Grants>,
+    /// A directory on the disk whose bandwidth is limited.
+    pub disk: PathBuf,
 }
 
 impl Plan {
@@ -60,9 +82,9 @@ impl Plan {
         image.rsplit_once('@').map_or(image, |(_, digest)| digest)
     }
 
-    /// Manifest digests, one for each container.
+    /// Manifest digests, one for each container that has an image.
     pub fn images(&self) -> Vec<String> {
-        let containers = self.claim.spec.containers.iter();
+        let containers = self.claim.spec.containers.iter().filter(|c| c.exec.is_none());
         containers.map(|c| Self::digest_of(&c.image).to_owned()).collect()
     }
 
@@ -73,6 +95,15 @@ impl Plan {
             addr: self.addr,
             slot: self.slot,
             containers: self.claim.spec.containers.iter().map(|c| c.name.clone()).collect(),
+            mains: self
+                .claim
+                .spec
+                .containers
+                .iter()
+                .filter(|c| c.role == spec::Role::Main)
+                .map(|c| c.name.clone())
+                .collect(),
+            grace_ms: self.claim.spec.grace_ms(),
         }
     }
 
@@ -106,7 +137,7 @@ impl Plan {
     ///
     /// # Errors
     /// A line for people that names the container and what cannot be run.
-    pub fn pod_spec(&self, roots: &[(Image, PathBuf)]) -> Result<PodSpec, String> {
+    pub fn pod_spec(&self, roots: &[Option<(Image, PathBuf)>]) -> Result<PodSpec, String> {
         let mut pod = PodSpec::new(self.claim.id.clone(), self.dir.clone());
         pod.hostname = self.hostname();
         if let Some((cgroup, shim_cgroup)) = &self.cgroups {
@@ -114,9 +145,17 @@ impl Plan {
             pod.shim_cgroup = Some(shim_cgroup.clone());
         }
         // Among pods the pod's own weight counts, among its containers theirs.
-        pod.resources.cpu_weight = Some(cpu_weight(self.claim.spec.cpu_milli()));
-        for (container, (image, root)) in self.claim.spec.containers.iter().zip(roots) {
-            let built = self.container(container, image, root);
+        pod.resources.cpu_weight = Some(container::cpu_weight(self.claim.spec.cpu_milli()));
+        pod.share_pid = self.claim.spec.share_pid;
+        let volume = |v: &spec::Volume| Volume {
+            name: v.name.clone(),
+            size_bytes: v.size_bytes,
+            // As /tmp: containers may run as different users.
+            mode: 0o1777,
+        };
+        pod.volumes = self.claim.spec.volumes.iter().map(volume).collect();
+        for (container, root) in self.claim.spec.containers.iter().zip(roots) {
+            let built = self.container(container, root.as_ref());
             pod.containers.push(built.map_err(|e| format!("container {}: {e}", container.name))?);
         }
         Ok(pod)
@@ -125,45 +164,39 @@ impl Plan {
     fn container(
         &self,
         from: &spec::Container,
-        image: &Image,
-        root: &Path,
+        root: Option<&(Image, PathBuf)>,
     ) -> Result<ContainerSpec, String> {
-        let argv = argv(from, image);
-        if argv.is_empty() {
-            return Err(format!(
-                "neither the spec nor the image {} says what to run; set `command`",
-                image.record.reference
-            ));
-        }
-        let mut container = ContainerSpec::new(from.name.clone(), root, argv);
-        container.read_only = from.read_only;
-        // The kernel ignores a signal that PID 1 has no handler for, and most programs reap nobody.
-        container.init = true;
+        let image = root.map(|(image, _)| image);
+        let mut container = match (root, &from.exec) {
+            (Some((image, root)), _) => {
+                let argv = container::argv(from, image);
+                if argv.is_empty() {
+                    return Err(format!(
+                        "neither the spec nor the image {} says what to run; set `command`",
+                        image.record.reference
+                    ));
+                }
+                ContainerSpec::new(from.name.clone(), root, argv)
+            }
+            (None, Some(argv)) => self
+                .grants
+                .host_workload(&from.name, [HOST_TOOLS], argv)
+                .map_err(|e| format!("{e}; see [grants] host_tools in node.toml"))?,
+            (None, None) => return Err("it has neither an image nor `exec`".into()),
+        };
+        container::fill(&mut container, from, image, &self.grants, &self.disk)?;
         container.env = self.env(from, image)?;
-        container.workdir =
-            from.workdir.clone().unwrap_or_else(|| image.config.working_dir.clone());
-        container.user = from.user.clone().unwrap_or_else(|| image.config.user.clone());
-        container.caps = caps(from)?;
-        container.binds = self.binds();
-        container.resources = Resources {
-            cpu_weight: Some(cpu_weight(from.cpu_milli)),
-            memory_max_bytes: Some(from.memory_bytes),
-            pids_max: Some(from.pids),
-            ..Resources::default()
-        };
-        container.restart = match from.restart {
-            spec::Restart::Always => Restart::Always,
-            spec::Restart::OnFailure => Restart::OnFailure,
-            spec::Restart::Never => Restart::Never,
-        };
-        container.ready = from.ready.as_ref().map(probe);
-        container.stop = stop(from, image)?;
+        container.binds.extend(self.binds());
         Ok(container)
     }
 
-    fn env(&self, from: &spec::Container, image: &Image) -> Result<Vec<(String, String)>, String> {
+    fn env(
+        &self,
+        from: &spec::Container,
+        image: Option<&Image>,
+    ) -> Result<Vec<(String, String)>, String> {
         let mut env = BTreeMap::from([("PATH".to_owned(), DEFAULT_PATH.to_owned())]);
-        for pair in &image.config.env {
+        for pair in image.iter().flat_map(|image| &image.config.env) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             env.insert(name.to_owned(), value.to_owned());
         }
@@ -219,74 +252,9 @@ impl Plan {
     }
 }
 
-/// 1 CPU is the kernel's default weight of 100 (cgroup-v2.rst, cpu.weight).
-fn cpu_weight(cpu_milli: u64) -> u32 {
-    u32::try_from((cpu_milli / 10).clamp(1, 10_000)).unwrap_or(1)
-}
-
-fn argv(from: &spec::Container, image: &Image) -> Vec<String> {
-    let args = from.args.clone();
-    match &from.command {
-        Some(command) => command.iter().cloned().chain(args.unwrap_or_default()).collect(),
-        None => {
-            let args = args.unwrap_or_else(|| image.config.cmd.clone());
-            image.config.entrypoint.iter().cloned().chain(args).collect()
-        }
-    }
-}
-
-fn caps(from: &spec::Container) -> Result<Caps, String> {
-    let Some(names) = &from.caps else { return Ok(Caps::STRICT) };
-    names.iter().try_fold(Caps::NONE, |caps, name| {
-        Caps::named(name).map(|cap| caps.with(cap)).ok_or(format!("no capability named {name}"))
-    })
-}
-
-fn probe(from: &spec::Probe) -> Probe {
-    let ms = |ms: u64| u32::try_from(ms).unwrap_or(u32::MAX).max(1);
-    let check = match &from.check {
-        spec::Check::Http { port, path } => Check::Http { port: *port, path: path.clone() },
-        spec::Check::Tcp { port } => Check::Tcp { port: *port },
-    };
-    let mut probe = Probe::new(check);
-    probe.every_ms = ms(from.every_ms);
-    probe.timeout_ms = ms(from.timeout_ms);
-    probe.failures = from.fail.max(1);
-    probe
-}
-
-fn stop(from: &spec::Container, image: &Image) -> Result<Stop, String> {
-    let named = from.stop.signal.as_deref().unwrap_or(&image.config.stop_signal);
-    let signal = if named.is_empty() { Signal::SIGTERM as i32 } else { signal_number(named)? };
-    let grace_ms = u32::try_from(from.stop.grace_ms).unwrap_or(u32::MAX);
-    Ok(Stop { signal, grace_ms })
-}
-
-/// `TERM`, `SIGTERM` or `15`.
-fn signal_number(text: &str) -> Result<i32, String> {
-    if let Ok(number) = text.parse::<i32>()
-        && (1..=64).contains(&number)
-    {
-        return Ok(number);
-    }
-    let name = format!("SIG{}", text.strip_prefix("SIG").unwrap_or(text));
-    name.parse::<Signal>()
-        .map(|signal| signal as i32)
-        .map_err(|_| format!("no signal named {text}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_have_names_and_numbers() {
-        assert_eq!(signal_number("TERM"), Ok(15));
-        assert_eq!(signal_number("SIGQUIT"), Ok(3));
-        assert_eq!(signal_number("37"), Ok(37));
-        assert!(signal_number("65").is_err());
-        assert!(signal_number("NOPE").is_err());
-    }
 
     #[test]
     fn the_digest_is_what_follows_the_at() {

@@ -165,6 +165,10 @@ struct Pod {
     ip: String,
     images: Vec<String>,
     restarts: u32,
+    /// Its containers ran: what comes after its end is another pod.
+    ran: bool,
+    /// How a container ended last.
+    last_end: String,
     /// A stop that came while something else was under way.
     stop: Option<u64>,
     /// What to say once it is torn down; `Gone` where there is none.
@@ -226,6 +230,7 @@ impl Pods {
             Input::Prepared { claim, result } => self.prepared(now_us, claim, result, out),
             Input::Running { claim, ready } => {
                 if let Some(pod) = self.up(&claim) {
+                    pod.ran = true;
                     let observed = Observed::Running { ip: pod.ip.clone(), ready };
                     out.push(Action::Observe { claim, observed });
                 }
@@ -233,6 +238,7 @@ impl Pods {
             Input::Exited { claim, code, signal, oom, reason } => {
                 if let Some(pod) = self.up(&claim) {
                     pod.restarts = pod.restarts.saturating_add(1);
+                    pod.last_end.clone_from(&reason);
                     let restarts = pod.restarts;
                     let observed = Observed::Exited { code, signal, oom, restarts, reason };
                     out.push(Action::Observe { claim, observed });
@@ -289,6 +295,7 @@ impl Pods {
     ) {
         let mut pod = Pod::new(Phase::Up, ip.clone());
         pod.restarts = restarts;
+        pod.ran = true;
         self.pods.insert(claim.clone(), pod);
         out.push(Action::Observe { claim, observed: Observed::Running { ip, ready } });
     }
@@ -375,8 +382,12 @@ impl Pods {
         let Some(pod) = self.pods.get_mut(claim) else { return };
         if matches!(pod.phase, Phase::Up | Phase::Stopping { .. }) {
             if pod.stop.is_none() && pod.failure.is_none() {
-                let reason = "the pod ended".to_owned();
-                pod.failure = Some(Failure { reason, retryable: true });
+                let reason = match pod.last_end.as_str() {
+                    "" => "the pod ended, and its shim did not say why".to_owned(),
+                    end => format!("the pod ended: {end}"),
+                };
+                // No second life under one identity: who wants another gets a new claim.
+                pod.failure = Some(Failure { reason, retryable: !pod.ran });
             }
             pod.phase = Phase::Tearing;
             out.push(Action::Teardown { claim: claim.to_owned() });
@@ -411,7 +422,16 @@ impl Pods {
 
 impl Pod {
     fn new(phase: Phase, ip: String) -> Self {
-        Self { phase, ip, images: Vec::new(), restarts: 0, stop: None, failure: None }
+        Self {
+            phase,
+            ip,
+            images: Vec::new(),
+            restarts: 0,
+            ran: false,
+            last_end: String::new(),
+            stop: None,
+            failure: None,
+        }
     }
 
     fn halt(&mut self, now_us: u64, claim: String, grace_ms: u64, out: &mut Vec<Action>) {
@@ -510,6 +530,27 @@ mod tests {
         assert_eq!(out, []);
         pods.step(late, Input::Timer, &mut out);
         assert_eq!(out, [Action::Teardown { claim: CLAIM.into() }]);
+    }
+
+    #[test]
+    fn a_pod_that_ran_and_ended_is_not_born_again() {
+        let ended = |ran: bool| {
+            let mut pods = Pods::new();
+            step(&mut pods, start(&[]));
+            step(&mut pods, prepared());
+            if ran {
+                step(&mut pods, Input::Running { claim: CLAIM.into(), ready: true });
+            }
+            let reason = "container c exited with code 0".to_owned();
+            let (claim, code, signal, oom) = (CLAIM.into(), Some(0), None, false);
+            step(&mut pods, Input::Exited { claim, code, signal, oom, reason });
+            step(&mut pods, Input::ShimGone { claim: CLAIM.into() });
+            let actions = step(&mut pods, Input::Torn { claim: CLAIM.into() });
+            observed(&actions)[0].clone()
+        };
+        let reason = "the pod ended: container c exited with code 0".to_owned();
+        assert_eq!(ended(true), Observed::Failed { reason: reason.clone(), retryable: false });
+        assert_eq!(ended(false), Observed::Failed { reason, retryable: true });
     }
 
     #[test]

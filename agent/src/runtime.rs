@@ -196,6 +196,7 @@ fn start(
         remains,
         conditions,
         machine,
+        granted: config.grants.open(cgroups.as_ref()),
     };
     let mut node = Node::open(config.clone(), parts, GOSSIP)?;
     let shared = Shared {
@@ -203,6 +204,7 @@ fn start(
         store,
         uploads: config.state.join("uploads"),
         slots: Arc::new(Semaphore::new(server::UPLOADS_MAX)),
+        relays: crate::api::relay::slots(),
     };
     start_api(shared, config)?;
     tracing::info!(

@@ -124,8 +124,12 @@ impl Worker {
         let map = IdMap::slot(plan.slot)
             .ok_or_else(|| again(format!("no user namespace has the slot {}", plan.slot)))?;
         let userns = userns::create(map).map_err(|e| again(format!("user namespace: {e}")))?;
-        let mut roots: Vec<(Image, PathBuf)> = Vec::new();
+        let mut roots: Vec<Option<(Image, PathBuf)>> = Vec::new();
         for container in &plan.claim.spec.containers {
+            if container.exec.is_some() {
+                roots.push(None);
+                continue;
+            }
             let image = self.image(Plan::digest_of(&container.image)).map_err(again)?;
             let dir = plan.container_dir(&container.name);
             let upper = Upper::Disk { dir: self.upper.join(&plan.claim.id).join(&container.name) };
@@ -133,7 +137,7 @@ impl Worker {
                 .mounts
                 .assemble(&self.store, &image, &dir, upper, Some(userns.as_fd()))
                 .map_err(|e| again(format!("container {}: {e}", container.name)))?;
-            roots.push((image, root.path));
+            roots.push(Some((image, root.path)));
         }
         let spec = plan.pod_spec(&roots).map_err(|reason| Failure { reason, retryable: false })?;
         let net = podnet::create(&PodConfig {

@@ -248,6 +248,9 @@ impl Admit {
         if !spec.place.require.iter().all(|e| e.holds(&record.labels)) {
             return Err(Refusal::Require);
         }
+        if spec.lacking(&record.features).is_some() {
+            return Err(Refusal::Lacks);
+        }
         if spec.place.unique_host && self.mine.values().any(|m| of_app(&m)) {
             return Err(Refusal::UniqueHost);
         }
@@ -582,7 +585,8 @@ impl Admit {
     ) {
         let Some(spec) = app.wanted().filter(|_| self.recovered).cloned() else { return };
         let Some(node) = &self.record else { return };
-        let fits = spec.place.require.iter().all(|e| e.holds(&node.labels));
+        let fits = spec.place.require.iter().all(|e| e.holds(&node.labels))
+            && spec.lacking(&node.features).is_none();
         let have = self.mine.iter().find(|(_, m)| AppKey::of(&m.record) == *key);
         let have = have.map(|(id, m)| (id.clone(), m.phase, m.record.template));
         let memo = self.daemons.get(key).copied().unwrap_or((0, 0));
@@ -625,6 +629,10 @@ fn replaced(turn: &Turn<'_>, record: &ClaimRecord) -> bool {
 }
 
 fn exit_text(code: Option<i32>, signal: Option<i32>, oom: bool, reason: &str) -> String {
+    // Who says it in words has said all of it.
+    if !reason.is_empty() {
+        return reason.to_owned();
+    }
     let mut text = match (code, signal) {
         (_, Some(signal)) => format!("killed by signal {signal}"),
         (Some(code), None) => format!("exited with code {code}"),
@@ -632,10 +640,6 @@ fn exit_text(code: Option<i32>, signal: Option<i32>, oom: bool, reason: &str) ->
     };
     if oom {
         text.push_str(", out of memory");
-    }
-    if !reason.is_empty() {
-        text.push_str(": ");
-        text.push_str(reason);
     }
     text
 }

@@ -163,6 +163,8 @@ pub enum Refusal {
     UniqueHost,
     /// An operator cordoned it.
     Cordoned,
+    /// It lacks what the spec insists on; its record says what it has.
+    Lacks,
 }
 
 impl Refusal {
@@ -182,6 +184,7 @@ impl Refusal {
             Refusal::Pods => "no room for another pod",
             Refusal::UniqueHost => "one of this app is already there",
             Refusal::Cordoned => "it is cordoned",
+            Refusal::Lacks => "it lacks what the spec insists on",
         }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Reject {
     Cordoned,
     /// Index into `place.require`.
     Require(usize),
+    /// Index into the spec's demands.
+    Lacks(usize),
     Unique,
     Cpu,
     Memory,
@@ -152,8 +154,11 @@ impl Question<'_> {
         if record.cordoned() {
             return Err(Reject::Cordoned);
         }
-        match self.spec.place.require.iter().position(|e| !e.holds(&record.labels)) {
-            Some(at) => Err(Reject::Require(at)),
+        if let Some(at) = self.spec.place.require.iter().position(|e| !e.holds(&record.labels)) {
+            return Err(Reject::Require(at));
+        }
+        match self.spec.lacking(&record.features) {
+            Some((at, _)) => Err(Reject::Lacks(at)),
             None => Ok(()),
         }
     }

@@ -76,6 +76,8 @@ tagged! {
         23 => image: String,
         /// It has been healthy for long enough since its boot to stay with this kernel.
         24 => kept: bool,
+        /// What it can do beyond running pods, and how much of it: see [`Demand`](crate::spec::Demand).
+        40 => features: BTreeMap<String, u64>,
     }
 }
 

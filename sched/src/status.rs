@@ -66,6 +66,10 @@ pub(crate) fn reject_word(reject: &Reject, spec: &Spec) -> String {
             let expr = spec.place.require.get(*at).map(ToString::to_string).unwrap_or_default();
             format!("require {expr}")
         }
+        Reject::Lacks(at) => match spec.demands().get(*at) {
+            Some(demand) => format!("lacks {demand}"),
+            None => "lacks something".into(),
+        },
         Reject::Unique => "unique host".into(),
         Reject::Cpu => "cpu".into(),
         Reject::Memory => "memory".into(),

@@ -181,7 +181,14 @@ impl Sched {
                     } else {
                         r.state.as_str().into()
                     };
-                    let (node, reason) = (r.node.clone(), r.reason.clone());
+                    let mut reason = r.reason.clone();
+                    if r.state == ClaimState::Running && !r.ready && !old {
+                        reason = match reason.as_str() {
+                            "" => "its `ready` probe has not passed".into(),
+                            end => format!("its `ready` probe has not passed; before that: {end}"),
+                        };
+                    }
+                    let node = r.node.clone();
                     list.push(SlotWhy { slot, state, node, reason, ..SlotWhy::default() });
                 }
                 failed => {
@@ -264,6 +271,7 @@ impl Sched {
     fn fix(&self, question: &Question<'_>, rejected: &Rejections<'_>) -> String {
         let spec = question.spec;
         let mut best = (0, String::new());
+        let mut advice = String::new();
         let mut attempt = |changed: &Spec, text: String| {
             let tally = Tally::new(question.view, question.key, changed, &|_| false);
             let nodes = Question { spec: changed, tally: &tally, ..*question }.filter().0.len();
@@ -277,6 +285,10 @@ impl Sched {
                 Reject::Require(at) => {
                     let expr = changed.place.require.remove(*at);
                     attempt(&changed, format!("without `require = \"{expr}\"`"));
+                }
+                Reject::Lacks(at) => {
+                    let demand = spec.demands().into_iter().nth(*at);
+                    advice = demand.map_or_else(String::new, |d| d.fix());
                 }
                 Reject::Unique => {
                     changed.place.unique_host = false;
@@ -324,7 +336,7 @@ impl Sched {
             (0, _) if rejected.contains_key(&Reject::Cordoned) => {
                 "end a cordon by `quelea uncordon NODE`, or add nodes".into()
             }
-            (0, _) => String::new(),
+            (0, _) => advice,
             (1, text) => format!("{text} → 1 node"),
             (n, text) => format!("{text} → {n} nodes"),
         }
@@ -353,6 +365,10 @@ impl Sched {
 
     fn daemon_miss(&self, node: &crate::view::Node, spec: &Spec) -> String {
         let free = node.free();
+        let features = node.record.as_ref().map(|r| &r.features);
+        if let Some((_, demand)) = features.and_then(|f| spec.lacking(f)) {
+            return format!("it lacks {demand}: {}", demand.fix());
+        }
         if free.cpu_milli < spec.cpu_milli() {
             format!("need cpu {}; it has {}", show_cpu(spec.cpu_milli()), show_cpu(free.cpu_milli))
         } else if free.memory_bytes < spec.memory_bytes() {

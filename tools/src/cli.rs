@@ -109,6 +109,10 @@ pub enum Command {
     Logs(Logs),
     /// Run a program in a replica
     Exec(Exec),
+    /// Watch a container's program, and give it input where its spec says `stdin`
+    Attach(Attach),
+    /// Carry ports of this machine to ports of a replica
+    PortForward(PortForward),
     /// Say why an app is not running as wanted
     Why {
         /// [NAMESPACE/]APP
@@ -153,6 +157,9 @@ pub struct Dev {
     /// How many racks they stand in [default: one each, at most 3]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub racks: Option<u8>,
+    /// A file with what is granted to pods on every node: the keys of [grants] in node.toml
+    #[arg(long, value_name = "FILE")]
+    pub grants: Option<PathBuf>,
     /// Return once the flock is up
     #[arg(short, long)]
     pub detach: bool,
@@ -298,17 +305,20 @@ pub struct Stop {
 /// `quelea logs`.
 #[derive(Args, Debug)]
 pub struct Logs {
-    /// [NAMESPACE/]APP.SLOT, or APP for its first replica
+    /// [NAMESPACE/]APP.SLOT, or APP for all of its replicas
     pub pod: String,
-    /// Which container; the first where none is given
+    /// Which container; all of them where none is given
     #[arg(short, long)]
     pub container: Option<String>,
     /// Go on until interrupted
     #[arg(short, long)]
     pub follow: bool,
-    /// Only the last lines
+    /// Only the last lines, of each container
     #[arg(long, value_name = "LINES")]
     pub tail: Option<usize>,
+    /// Only what was written since: 90s, 10m, 2h ago, or a moment like 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
     /// Print when each line was written
     #[arg(short, long)]
     pub timestamps: bool,
@@ -323,11 +333,37 @@ pub struct Exec {
     #[arg(short, long)]
     pub container: Option<String>,
     /// Pass standard input on
-    #[arg(short, long)]
+    #[arg(short = 'i', long)]
     pub stdin: bool,
+    /// Give the program a terminal, which is this one: -it for a shell
+    #[arg(short = 't', long)]
+    pub tty: bool,
     /// Program and arguments
     #[arg(last = true, required = true)]
     pub argv: Vec<String>,
+}
+
+/// `quelea attach`.
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// [NAMESPACE/]APP.SLOT, or APP for its first replica
+    pub pod: String,
+    /// Which container; the first main one where none is given
+    #[arg(short, long)]
+    pub container: Option<String>,
+    /// Only watch: pass no input on
+    #[arg(long)]
+    pub no_stdin: bool,
+}
+
+/// `quelea port-forward`.
+#[derive(Args, Debug)]
+pub struct PortForward {
+    /// [NAMESPACE/]APP.SLOT, or APP for its first replica
+    pub pod: String,
+    /// LOCAL:REMOTE, or one number for both; LOCAL 0 takes a free port; may be repeated
+    #[arg(required = true, value_name = "LOCAL:REMOTE")]
+    pub ports: Vec<String>,
 }
 
 /// `quelea image`.

@@ -12,7 +12,7 @@ use agent::trust::OperatorKey;
 use anyhow::{Context as _, Result, bail};
 
 use crate::cli::Global;
-use crate::dev::registry::{self, DevFlock};
+use crate::dev::registry;
 
 /// The socket of a node's own agent.
 const LOCAL_SOCKET: &str = "/run/quelea/api.sock";
@@ -24,7 +24,6 @@ pub struct Context {
     /// The node that is asked.
     pub endpoint: Endpoint,
     bundle: Option<PathBuf>,
-    dev: Option<DevFlock>,
 }
 
 impl Context {
@@ -39,7 +38,7 @@ impl Context {
             (None, Some(dev)) if !Path::new(LOCAL_SOCKET).exists() => Some(dev.bundle.clone()),
             (None, _) => Some(PathBuf::from(LOCAL_BUNDLE)).filter(|dir| dir.exists()),
         };
-        let context = |endpoint| Self { endpoint, bundle: bundle.clone(), dev: dev.clone() };
+        let context = |endpoint| Self { endpoint, bundle: bundle.clone() };
         if let Some(node) = &global.node {
             if let Some(path) = node.strip_prefix("unix:") {
                 return Ok(context(Endpoint::Unix(path.into())));
@@ -104,11 +103,9 @@ impl Context {
     /// No such replica, or its node cannot be reached.
     pub async fn find_pod(&self, pod: &str) -> Result<(Endpoint, Pod)> {
         let (namespace, name) = split_namespace(pod);
-        let pods: Vec<Pod> = self.endpoint.get("/v1/pods").await?;
-        let mut matching = pods.into_iter().filter(|p| {
-            p.namespace == namespace && p.node_alive && (p.name == name || p.app == name)
-        });
+        let matching = self.find_pods(pod).await?;
         let pod = matching
+            .into_iter()
             .next()
             .with_context(|| format!("no replica {namespace}/{name}; see `quelea ps`"))?;
         let endpoint = self.reach(&pod.node).await?;
@@ -120,22 +117,32 @@ impl Context {
     /// # Errors
     /// It is not known, or no way leads there from here.
     pub async fn reach(&self, name: &str) -> Result<Endpoint> {
-        if let Some(node) = self.dev.as_ref().and_then(|dev| dev.node(name))
-            && matches!(&self.endpoint, Endpoint::Unix(path) if path.starts_with(registry::run_dir()))
-        {
-            return Ok(Endpoint::Unix(node.socket()));
-        }
         let nodes: Nodes = self.endpoint.get("/v1/nodes").await?;
         if nodes.answered_by == name {
             return Ok(self.endpoint.clone());
         }
-        let node = nodes.nodes.iter().find(|node| node.name == name);
-        let node = node.with_context(|| format!("no node {name} in this flock"))?;
-        let addr = node
-            .api
-            .parse()
-            .with_context(|| format!("{name} has not told where its API is: {:?}", node.api))?;
-        https(name, addr, self.bundle.as_deref())
+        if !nodes.nodes.iter().any(|node| node.name == name) {
+            bail!("no node {name} in this flock; see `quelea nodes`");
+        }
+        let dir = self.bundle.as_deref().with_context(|| {
+            format!("{name} is asked through {}, as an operator: give the flock's bundle by --flock DIR or $QUELEA_FLOCK", nodes.answered_by)
+        })?;
+        let tls = agent::tls::client(dir, "operator")?;
+        // Through the node that answered: from here the others may be out of reach.
+        Ok(Endpoint::Via { through: Box::new(self.endpoint.clone()), node: name.to_owned(), tls })
+    }
+
+    /// The live replicas that are meant, sorted. `pod` is `[NAMESPACE/]APP.SLOT` or `[NAMESPACE/]APP`.
+    ///
+    /// # Errors
+    /// The node that is asked does not answer.
+    pub async fn find_pods(&self, pod: &str) -> Result<Vec<Pod>> {
+        let (namespace, name) = split_namespace(pod);
+        let mut pods: Vec<Pod> = self.endpoint.get("/v1/pods").await?;
+        pods.retain(|p| {
+            p.namespace == namespace && p.node_alive && (p.name == name || p.app == name)
+        });
+        Ok(pods)
     }
 }
 

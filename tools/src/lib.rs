@@ -10,3 +10,4 @@ pub mod cmd;
 pub mod context;
 pub mod dev;
 pub mod output;
+pub mod terminal;

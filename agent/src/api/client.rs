@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::relay;
 use super::types::Failure;
 use crate::error::Error;
 use crate::flock::NODE_SUFFIX;
 
-/// How long a connection may take to come up.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection may take to come up, one through another node included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest JSON answer that is read, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -43,6 +45,15 @@ pub enum Endpoint {
         /// Who is calling, and whom it trusts.
         tls: Arc<ClientConfig>,
     },
+    /// A node behind another one, which carries the bytes and cannot read them.
+    Via {
+        /// The node that is reached.
+        through: Box<Endpoint>,
+        /// The node that is spoken with; its certificate must name it.
+        node: String,
+        /// Who is calling, and whom it trusts.
+        tls: Arc<ClientConfig>,
+    },
 }
 
 impl std::fmt::Display for Endpoint {
@@ -50,6 +61,7 @@ impl std::fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Https { addr, node, .. } => write!(f, "https://{addr} ({node})"),
+            Self::Via { through, node, .. } => write!(f, "{node} through {through}"),
         }
     }
 }
@@ -168,19 +180,40 @@ impl Endpoint {
         self.json(Method::POST, path, full(bytes)).await
     }
 
-    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
-        match self {
-            Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            Self::Https { addr, node, tls } => {
-                let stream = TcpStream::connect(addr).await?;
-                stream.set_nodelay(true)?;
-                let name = ServerName::try_from(format!("{node}{NODE_SUFFIX}"))
-                    .map_err(std::io::Error::other)?;
-                let connector = tokio_rustls::TlsConnector::from(tls.clone());
-                Ok(Box::new(connector.connect(name, stream).await?))
+    fn connect(&self) -> Connecting<'_> {
+        Box::pin(async move {
+            match self {
+                Self::Unix(path) => {
+                    Ok(Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>)
+                }
+                Self::Https { addr, node, tls } => {
+                    let stream = TcpStream::connect(addr).await?;
+                    stream.set_nodelay(true)?;
+                    shake_hands(stream, node, tls).await
+                }
+                Self::Via { through, node, tls } => {
+                    let sent = through.upgrade(&relay::path(node), empty(), relay::PROTOCOL).await;
+                    let response = sent.map_err(std::io::Error::other)?;
+                    let carried =
+                        hyper::upgrade::on(response).await.map_err(std::io::Error::other)?;
+                    shake_hands(TokioIo::new(carried), node, tls).await
+                }
             }
-        }
+        })
     }
+}
+
+type Connecting<'a> = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Stream>>> + Send + 'a>>;
+
+async fn shake_hands(
+    stream: impl Stream + 'static,
+    node: &str,
+    tls: &Arc<ClientConfig>,
+) -> std::io::Result<Box<dyn Stream>> {
+    let name =
+        ServerName::try_from(format!("{node}{NODE_SUFFIX}")).map_err(std::io::Error::other)?;
+    let connector = tokio_rustls::TlsConnector::from(tls.clone());
+    Ok(Box::new(connector.connect(name, stream).await?))
 }
 
 async fn read_all(response: Response<Incoming>) -> Result<Bytes, String> {

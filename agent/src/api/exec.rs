@@ -6,6 +6,9 @@
 //! | 1 stdout, 2 stderr | node | output |
 //! | 3 exit | node | the exit code, 4 bytes, big endian; the last frame |
 //! | 4 failed | node | why it could not be started, UTF-8; the last frame |
+//! | 5 resize | client | columns and rows of the terminal, 2 bytes each, big endian |
+//!
+//! A program on a terminal writes stdout only; the end of its input is what its terminal makes of a key.
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -27,9 +30,26 @@ pub enum Kind {
     Exit,
     /// Why it did not start.
     Failed,
+    /// The size of its terminal.
+    Resize,
 }
 
-const KINDS: [Kind; 5] = [Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed];
+const KINDS: [Kind; 6] =
+    [Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed, Kind::Resize];
+
+/// What a resize frame holds.
+#[must_use]
+pub fn size_bytes(columns: u16, rows: u16) -> [u8; 4] {
+    let ([a, b], [c, d]) = (columns.to_be_bytes(), rows.to_be_bytes());
+    [a, b, c, d]
+}
+
+/// Columns and rows in a resize frame; none in one of another length.
+#[must_use]
+pub fn size(bytes: &[u8]) -> Option<(u16, u16)> {
+    let [a, b, c, d] = <[u8; 4]>::try_from(bytes).ok()?;
+    Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+}
 
 /// Writes one frame; `bytes` longer than [`FRAME_BYTES_MAX`] go as several.
 pub async fn write(
@@ -82,9 +102,13 @@ mod tests {
             let mut wire = Vec::new();
             write(&mut wire, Kind::Stdout, b"hello").await.unwrap();
             write(&mut wire, Kind::Stdin, b"").await.unwrap();
+            write(&mut wire, Kind::Resize, &size_bytes(80, 24)).await.unwrap();
             let mut from = wire.as_slice();
             assert_eq!(read(&mut from).await.unwrap(), Some((Kind::Stdout, b"hello".to_vec())));
             assert_eq!(read(&mut from).await.unwrap(), Some((Kind::Stdin, Vec::new())));
+            let (kind, bytes) = read(&mut from).await.unwrap().unwrap();
+            assert_eq!((kind, size(&bytes)), (Kind::Resize, Some((80, 24))));
+            assert_eq!(size(&[1, 2, 3]), None);
             assert_eq!(read(&mut from).await.unwrap(), None);
             assert!(read(&mut [1, 0, 1, 0, 1].as_slice()).await.is_err(), "over its bound");
             assert!(read(&mut [9, 0, 0, 0, 0].as_slice()).await.is_err(), "unknown kind");

@@ -299,4 +299,36 @@ pub struct Exec {
     pub container: Option<String>,
     /// Program and arguments.
     pub argv: Vec<String>,
+    /// Replaces and adds to the container's environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// On a terminal of its own instead of three pipes.
+    #[serde(default)]
+    pub terminal: bool,
+}
+
+/// `GET /v1/pods/NAMESPACE/POD`, of the node that has it: a replica and its containers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodDetail {
+    /// `APP.SLOT`.
+    pub name: String,
+    /// The id of its claim.
+    pub claim: String,
+    /// In the order of the spec.
+    pub containers: Vec<Container>,
+}
+
+/// One container of a replica.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// `waiting`, `running`, `backing off`, `failed` or `done`.
+    pub state: String,
+    /// Starts after the first.
+    pub restarts: u32,
+    /// How it ended or what failed last, in words.
+    pub reason: String,
 }

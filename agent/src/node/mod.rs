@@ -14,6 +14,7 @@ mod machine;
 mod network;
 mod pods;
 mod records;
+mod shims;
 mod submit;
 mod views;
 
@@ -41,7 +42,7 @@ use crate::pods::Pods;
 use crate::trust::Submission;
 use crate::worker::{Done, Job};
 
-pub use pods::{ExecNews, ExecRequest};
+pub use shims::{Attached, ExecNews, ExecRequest, Running};
 
 /// Steps of the cores in one turn of the loop; what is left waits for the next turn, after the sockets were looked at.
 const STEPS_MAX: usize = 10_000;
@@ -87,6 +88,8 @@ pub struct Node {
     overlay: Arc<Overlay>,
     overlay_key: netshim::keys::PublicKey,
     cgroup: Option<NodeCgroup>,
+    grants: Arc<initd::grants::Grants>,
+    features: sched::spec::Features,
     channels: Channels,
     registry: mio::Registry,
     local: BTreeMap<String, pods::Local>,
@@ -133,6 +136,8 @@ pub struct Parts {
     pub conditions: Vec<String>,
     /// What the machine is, and what PID 1 says.
     pub machine: Machine,
+    /// What the node's owner lets pods have.
+    pub granted: crate::grants::Opened,
 }
 
 pub use machine::{Exit, IMAGE_WORD, Machine};
@@ -217,7 +222,9 @@ impl Node {
             channels: parts.channels,
             registry: parts.registry,
             credentials: parts.credentials,
-            conditions: parts.conditions.into_iter().collect(),
+            conditions: parts.conditions.into_iter().chain(parts.granted.conditions).collect(),
+            grants: Arc::new(parts.granted.grants),
+            features: parts.granted.features,
             pods: Pods::new(),
             addresses: None,
             host_attached: false,
@@ -618,6 +625,7 @@ impl Node {
             phase: self.machine.phase.clone(),
             image: self.machine.image.clone(),
             kept: self.machine.kept,
+            features: self.features.clone(),
         };
         if self.published.as_ref() != Some(&record) {
             self.published = Some(record.clone());

@@ -6,13 +6,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use initd::shim::{Condition, Event as ShimEvent, ExecId, ExecSpec, Exit, PodStatus, Shim};
+use initd::shim::{ConnectId, Event as ShimEvent, ExecId, PodStatus, Shim};
 use initd::userns::IdMap;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use sched::Observed;
 
 use super::Node;
+use super::shims::{Attached, ExecNews, Seen, Waiting, status_seen};
 use crate::api::types;
 use crate::fetch::Order;
 use crate::plan::{Kept, Place, Plan};
@@ -26,11 +27,13 @@ const ADOPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A pod of this node, as far as the shell needs to know it.
 pub(super) struct Local {
-    kept: Kept,
+    pub(super) kept: Kept,
     /// Until its job is given out.
     plan: Option<Box<Plan>>,
-    shim: Option<Connection>,
-    ready: bool,
+    pub(super) shim: Option<Connection>,
+    pub(super) ready: bool,
+    /// Its containers, by name, as the shim told them.
+    pub(super) seen: BTreeMap<String, Seen>,
 }
 
 impl Local {
@@ -40,10 +43,14 @@ impl Local {
     }
 }
 
-struct Connection {
-    shim: Shim,
-    token: usize,
-    execs: BTreeMap<ExecId, tokio::sync::mpsc::UnboundedSender<ExecNews>>,
+pub(super) struct Connection {
+    pub(super) shim: Shim,
+    pub(super) token: usize,
+    pub(super) execs: BTreeMap<ExecId, tokio::sync::mpsc::UnboundedSender<ExecNews>>,
+    /// Who waits for a container's streams, by the container; answered in their order.
+    pub(super) attaching: Vec<(String, Waiting<Attached>)>,
+    /// Who waits for a connection.
+    pub(super) connecting: BTreeMap<ConnectId, Waiting<OwnedFd>>,
 }
 
 /// A pod found at the agent's start whose shim lives.
@@ -58,29 +65,6 @@ pub struct Adopted {
     pub tun: Option<OwnedFd>,
     /// The connection.
     pub shim: Shim,
-}
-
-/// What is asked of a running container.
-pub struct ExecRequest {
-    /// `APP.SLOT`.
-    pub pod: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Which container; the first where none is given.
-    pub container: Option<String>,
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// Standard input, output and error of the program.
-    pub stdio: [OwnedFd; 3],
-}
-
-/// What becomes of an exec.
-#[derive(Debug)]
-pub enum ExecNews {
-    /// It ended.
-    Exited(Exit),
-    /// It could not be started.
-    Failed(String),
 }
 
 /// Looks through the pods' directories of an earlier agent: those whose shims answer, and the claims of those that are gone.
@@ -115,7 +99,7 @@ fn attach(dir: &Path, claim: &str) -> Option<Adopted> {
 }
 
 impl Node {
-    fn pod_dir(&self, claim: &str) -> std::path::PathBuf {
+    pub(super) fn pod_dir(&self, claim: &str) -> std::path::PathBuf {
         self.config.run.join("pods").join(claim)
     }
 
@@ -144,12 +128,19 @@ impl Node {
             slot: self.free_slot(&id),
             place: Place { node: self.config.name.clone(), labels: self.config.labels.clone() },
             cgroups: self.cgroup.as_ref().map(|c| (c.pod(&id), c.shim(&id))),
+            grants: self.grants.clone(),
+            disk: self.config.state.clone(),
             claim,
         };
         let images = plan.images();
         let ip = addr.ip4.to_string();
-        let local =
-            Local { kept: plan.kept(), plan: Some(Box::new(plan)), shim: None, ready: false };
+        let local = Local {
+            kept: plan.kept(),
+            plan: Some(Box::new(plan)),
+            shim: None,
+            ready: false,
+            seen: BTreeMap::new(),
+        };
         self.local.insert(id.clone(), local);
         self.pods_step(Input::Start { claim: id, ip, images });
     }
@@ -179,7 +170,8 @@ impl Node {
         let ip = kept.addr.ip4.to_string();
         let observed = Observed::Running { ip: ip.clone(), ready: status.ready };
         let record = kept.record.clone();
-        let local = Local { kept, plan: None, shim: None, ready: status.ready };
+        let seen = status_seen(&status);
+        let local = Local { kept, plan: None, shim: None, ready: status.ready, seen };
         self.local.insert(claim.clone(), local);
         self.sched_step(sched::Input::Adopt { claim: &claim, record, observed });
         self.pods_step(Input::Adopted { claim: claim.clone(), ip, ready: status.ready, restarts });
@@ -196,7 +188,13 @@ impl Node {
             self.event(format!("pod/{claim}"), format!("cannot watch its shim: {error}"));
         }
         if let Some(local) = self.local.get_mut(claim) {
-            local.shim = Some(Connection { shim, token, execs: BTreeMap::new() });
+            local.shim = Some(Connection {
+                shim,
+                token,
+                execs: BTreeMap::new(),
+                attaching: Vec::new(),
+                connecting: BTreeMap::new(),
+            });
             self.tokens.insert(token, claim.to_owned());
         }
         // What it said before it was watched raises no further edge.
@@ -213,9 +211,13 @@ impl Node {
                 }
             }
             Action::StopShim { claim, grace_ms } => {
+                let local = self.local.get_mut(&claim);
+                // Each container has its own grace, unless less is left.
+                let own_ms = local.as_ref().map_or(0, |local| local.kept.grace_ms);
                 let grace = u32::try_from(grace_ms).unwrap_or(u32::MAX);
-                let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
-                let told = connection.map(|c| c.shim.stop(Some(grace)));
+                let grace = Some(grace).filter(|_| own_ms == 0 || grace_ms < own_ms);
+                let connection = local.and_then(|local| local.shim.as_mut());
+                let told = connection.map(|c| c.shim.stop(grace));
                 if !matches!(told, Some(Ok(()))) {
                     self.pods_step(Input::ShimGone { claim });
                 }
@@ -312,175 +314,6 @@ impl Node {
         self.pods_step(Input::Torn { claim: claim.to_owned() });
     }
 
-    pub(super) fn shim_said(&mut self, claim: &str) {
-        let Some(local) = self.local.get_mut(claim) else { return };
-        let Some(connection) = &mut local.shim else { return };
-        let events = match connection.shim.recv() {
-            Ok(events) => events,
-            Err(error) => {
-                self.event(format!("pod/{claim}"), format!("its shim is not understood: {error}"));
-                vec![ShimEvent::Gone]
-            }
-        };
-        for event in events {
-            self.shim_event(claim, event);
-        }
-    }
-
-    fn pod_name(&self, claim: &str) -> String {
-        self.local.get(claim).map_or_else(|| claim.to_owned(), |l| l.kept.record.pod_name())
-    }
-
-    fn shim_event(&mut self, claim: &str, event: ShimEvent) {
-        let about = format!("pod/{}", self.pod_name(claim));
-        let claim = claim.to_owned();
-        match event {
-            ShimEvent::Status(status) => self.ready(claim, status.ready),
-            ShimEvent::Started { .. } => {
-                let ready = self.local.get(&claim).is_some_and(|l| l.ready);
-                self.pods_step(Input::Running { claim, ready });
-            }
-            ShimEvent::Ready { pod_ready, .. } => self.ready(claim, pod_ready),
-            ShimEvent::Exited { container, exit, restart_in_ms } => {
-                let mut reason = format!("container {container} {}", exit_words(exit));
-                if let Some(ms) = restart_in_ms {
-                    reason.push_str(&format!(", starts again in {:.1} s", f64::from(ms) / 1e3));
-                }
-                self.event(about, reason.clone());
-                self.set_ready(&claim, false);
-                let Exit { code, signal, oom } = exit;
-                self.pods_step(Input::Exited { claim, code, signal, oom, reason });
-            }
-            ShimEvent::Failed { container, step, errno, text, retry_in_ms } => {
-                let os = std::io::Error::from_raw_os_error(errno);
-                let reason = format!("container {container}: {text} ({step:?}: {os})");
-                self.event(about, reason.clone());
-                self.set_ready(&claim, false);
-                if retry_in_ms.is_some() {
-                    let (code, signal, oom) = (None, None, false);
-                    self.pods_step(Input::Exited { claim, code, signal, oom, reason });
-                } else {
-                    let failure = Failure { reason, retryable: false };
-                    self.pods_step(Input::Broken { claim, failure });
-                }
-            }
-            ShimEvent::Unhealthy { container, text } => {
-                self.event(about, format!("container {container} is not healthy: {text}"));
-            }
-            // What the machine lacks for every pod is one of the node's conditions already.
-            ShimEvent::Condition(Condition::NoLimit { .. } | Condition::NoCgroup { .. }) => {}
-            ShimEvent::Condition(condition) => self.event(about, format!("{condition:?}")),
-            ShimEvent::ExecExited { exec, exit } => {
-                self.exec_ended(&claim, exec, ExecNews::Exited(exit));
-            }
-            ShimEvent::ExecFailed { exec, step, errno, text } => {
-                let os = std::io::Error::from_raw_os_error(errno);
-                let reason = format!("{text} ({step:?}: {os})");
-                self.exec_ended(&claim, exec, ExecNews::Failed(reason));
-            }
-            // It ends once it is told to; until then it may hold the mounts.
-            ShimEvent::Stopped => {
-                let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
-                if !matches!(connection.map(|c| c.shim.quit()), Some(Ok(()))) {
-                    self.pods_step(Input::ShimGone { claim });
-                }
-            }
-            ShimEvent::Gone => {
-                if let Some(local) = self.local.get_mut(&claim)
-                    && let Some(mut connection) = local.shim.take()
-                {
-                    self.tokens.remove(&connection.token);
-                    connection.shim.reap();
-                }
-                self.pods_step(Input::ShimGone { claim });
-            }
-            _ => {}
-        }
-    }
-
-    fn set_ready(&mut self, claim: &str, ready: bool) {
-        if let Some(local) = self.local.get_mut(claim) {
-            local.ready = ready;
-        }
-    }
-
-    fn ready(&mut self, claim: String, ready: bool) {
-        self.set_ready(&claim, ready);
-        self.pods_step(Input::Running { claim, ready });
-    }
-
-    fn exec_ended(&mut self, claim: &str, exec: ExecId, news: ExecNews) {
-        if let Some(local) = self.local.get_mut(claim)
-            && let Some(connection) = &mut local.shim
-            && let Some(waiting) = connection.execs.remove(&exec)
-        {
-            // Who asked may have gone away.
-            let _ = waiting.send(news);
-        }
-    }
-
-    /// Starts a program in a running container of this node.
-    ///
-    /// # Errors
-    /// Words for people: no such pod here, or it is not running.
-    pub(crate) fn exec(
-        &mut self,
-        request: ExecRequest,
-    ) -> Result<tokio::sync::mpsc::UnboundedReceiver<ExecNews>, String> {
-        use std::os::fd::AsFd as _;
-        let claim = self.find_local(&request.namespace, &request.pod)?;
-        let Some(local) = self.local.get_mut(&claim) else {
-            return Err(format!("{} is not on this node any more", request.pod));
-        };
-        let container = match request.container {
-            Some(name) if local.kept.containers.contains(&name) => name,
-            Some(name) => {
-                let known = local.kept.containers.join(", ");
-                return Err(format!("{} has no container {name}; it has {known}", request.pod));
-            }
-            None => local.kept.containers.first().cloned().unwrap_or_default(),
-        };
-        let Some(connection) = &mut local.shim else {
-            return Err(format!("{} is not running yet; see `quelea ps`", request.pod));
-        };
-        let spec = ExecSpec {
-            container,
-            argv: request.argv,
-            env: Vec::new(),
-            workdir: String::new(),
-            user: String::new(),
-        };
-        let [stdin, stdout, stderr] = &request.stdio;
-        let id = connection
-            .shim
-            .exec(&spec, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
-            .map_err(|e| format!("{}: its shim refused: {e}", request.pod))?;
-        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        connection.execs.insert(id, sender);
-        Ok(receiver)
-    }
-
-    /// The claim of a pod that runs here.
-    pub(crate) fn find_local(&self, namespace: &str, pod: &str) -> Result<String, String> {
-        let found = self.local.iter().find(|(_, local)| {
-            local.kept.record.namespace == namespace && local.kept.record.pod_name() == pod
-        });
-        found.map(|(claim, _)| claim.clone()).ok_or_else(|| {
-            format!("{namespace}/{pod} does not run on {}; see `quelea ps`", self.config.name)
-        })
-    }
-
-    /// Where a local pod's logs are, and the names of its containers.
-    pub(crate) fn logs_of(
-        &self,
-        namespace: &str,
-        pod: &str,
-    ) -> Result<(std::path::PathBuf, Vec<String>), String> {
-        let claim = self.find_local(namespace, pod)?;
-        let names = self.local.get(&claim).map(|l| l.kept.containers.clone()).unwrap_or_default();
-        Ok((self.pod_dir(&claim).join("logs"), names))
-    }
-
     /// Writes to each pod here who its peers are, where that has changed.
     pub(super) fn write_peers(&mut self) {
         let mut by_app: BTreeMap<(String, String), Vec<types::Peer>> = BTreeMap::new();
@@ -522,15 +355,5 @@ impl Node {
     pub(crate) fn is_live(&self, node: &str) -> bool {
         node == self.config.name
             || self.driver.gossip().member(node).is_some_and(|m| m.state.is_live())
-    }
-}
-
-/// `exited with code 1`, `was killed by signal 9 (out of memory)`.
-fn exit_words(exit: Exit) -> String {
-    let oom = if exit.oom { " (out of memory)" } else { "" };
-    match (exit.code, exit.signal) {
-        (Some(code), _) => format!("exited with code {code}{oom}"),
-        (None, Some(signal)) => format!("was killed by signal {signal}{oom}"),
-        (None, None) => format!("ended{oom}"),
     }
 }

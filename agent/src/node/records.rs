@@ -170,12 +170,12 @@ pub(super) fn pinned(reference: &str, digest: &str) -> String {
 /// # Errors
 /// The first thing in it that this version does not understand, for people.
 pub(super) fn effective_spec(submission: &Submission) -> Result<Spec, String> {
-    let mut spec = Spec::parse(&submission.document, "spec")
+    let mut spec = Spec::read_stored(&submission.document)
         .map_err(|diagnostics| diagnostics.first().map(ToString::to_string).unwrap_or_default())?;
     if spec.namespace != submission.namespace || spec.app != submission.app {
         return Err("it names another app than its envelope".into());
     }
-    for container in &mut spec.containers {
+    for container in spec.containers.iter_mut().filter(|c| c.exec.is_none()) {
         let digest = submission
             .images
             .get(&container.image)

@@ -16,6 +16,8 @@ pub(super) const DIAGNOSTICS_MAX: usize = 50;
 pub(super) struct Cx<'t> {
     pub(super) file: &'t str,
     pub(super) text: &'t str,
+    /// The text was accepted before: keys that are not known are passed over.
+    pub(super) stored: bool,
     errors: Vec<(usize, Diagnostic)>,
 }
 
@@ -26,8 +28,8 @@ pub(super) struct At<T> {
 }
 
 impl<'t> Cx<'t> {
-    pub(super) fn new(file: &'t str, text: &'t str) -> Self {
-        Self { file, text, errors: Vec::new() }
+    pub(super) fn new(file: &'t str, text: &'t str, stored: bool) -> Self {
+        Self { file, text, stored, errors: Vec::new() }
     }
 
     pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
@@ -76,7 +78,7 @@ impl<'a, 'i> Table<'a, 'i> {
     ) -> Self {
         for (key, _) in entries {
             let word: &str = key.get_ref();
-            if known.contains(&word) {
+            if cx.stored || known.contains(&word) {
                 continue;
             }
             if later.contains(&word) {

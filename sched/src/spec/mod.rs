@@ -1,31 +1,66 @@
 //! The app spec: what an operator writes in TOML.
 //!
-//! [`Spec::parse`] reads it and reports every mistake at once. A key of the full design on which this
-//! version does not act yet is refused by name: nothing an operator writes is ignored.
+//! [`Spec::parse`] reads it and reports every mistake at once, each with its line, its column and the nearest known key. A key
+//! of the full design on which this version does not act yet is refused by name: nothing an operator writes is ignored.
 //!
 //! ```toml
 //! app = "shop/web"                # [namespace/]name; the namespace is `default` when left out
 //! kind = "service"                # service (default) | daemon
-//! replicas = 6                    # default 1; not for daemons
+//! replicas = 6                    # 0..10000, default 1; not for daemons
 //! labels = { tier = "fe" }
+//! share_pid = false               # its containers are in one PID namespace
+//! limits = "preferred"            # preferred (default) | required: only nodes that enforce cpu, memory and pids
 //!
-//! [[container]]                   # at least one; they share the pod's network, ipc and uts
-//! name = "nginx"
+//! [[volume]]                      # at most 16; gone with the pod
+//! name = "data"                   # a-z, 0-9, -
+//! kind = "empty"                  # empty (default): held in memory, counted to the container that writes
+//! size = "64Mi"                   # 4Ki..64Ti; what is over it gets ENOSPC
+//!
+//! [[container]]                   # 1 to 16; they share the pod's network, ipc and host name
+//! name = "nginx"                  # a-z, 0-9, -
 //! image = "reg/shop/web:2"
+//! role = "main"                   # main (default) | init: runs to its end before the next starts |
+//!                                 # sidecar: starts before the main ones and stops after them
 //! command = ["/nginx"]            # default: the image's entrypoint
 //! args = ["-g", "daemon off;"]    # default: the image's cmd
-//! cpu = 0.5                       # CPUs; default 0.1
-//! memory = "256Mi"                # default 128Mi
-//! pids = 256                      # default 1024
 //! env = { POD_IP = "{{ pod.ip }}" }
-//! ports = { http = 80 }
-//! ready = { http = ":80/healthz", every = "2s", timeout = "1s", fail = 3 }    # or tcp = ":80"
-//! stop = { signal = "QUIT", grace = "20s" }                                   # default TERM, 10s
-//! caps = ["NET_BIND_SERVICE"]     # default: the eight of `DEFAULT_CAPS`
-//! user = "1000:1000"              # default: the image's
+//! user = "1000:1000"              # name or number, group too; default: the image's
 //! workdir = "/srv"                # default: the image's
-//! read_only = false
-//! restart = "always"              # always (default) | on-failure | never
+//! stdin = "none"                  # none (default) | pipe | terminal: what `quelea attach` writes to
+//! init = true                     # a small init reaps and passes signals on; false: the program is PID 1 itself
+//! restart = "always"              # always (default) | on-failure | never; an init container that ended well is done
+//! backoff = { first = "200ms", max = "30s", reset = "60s" }       # these are the defaults; 10ms..1h, ..24h, 0..24h
+//! stop = { signal = "QUIT", grace = "20s" }                       # default TERM (or the image's), 10s; grace 0..24h
+//! ports = { http = 80 }           # 1..65535
+//!
+//! # Probes: one of http, tcp, grpc, exec. every 100ms..24h, timeout 10ms..10m (1s), fail and pass 1..1000.
+//! ready = { http = ":80/healthz", every = "2s", timeout = "1s", fail = 3, pass = 1 }   # no traffic until it passes
+//! live = { grpc = ":9000/my.Service", start_grace = "10s" }       # stopped and started again when it fails
+//! start = { exec = ["/check"], every = "1s", fail = 60 }          # the others wait until it passed once; it has every × fail
+//!
+//! cpu = 0.5                       # CPUs held and the share under load; 0.001..1024, default 0.1
+//! cpu_max = 2                     # CPUs at most, however idle the node; default none
+//! memory = "256Mi"                # 1Mi..64Ti, default 128Mi; beyond it the whole container is killed
+//! memory_high = "200Mi"           # from here on it is slowed down; at most `memory`; default none
+//! pids = 256                      # 1..4194304, default 1024
+//! io = { read = "50Mi", write = "20Mi", read_ops = 1000, write_ops = 500, weight = 100 }   # a second; weight 1..10000
+//! cpuset = "0-3,8"                # CPUs it may run on
+//! hugepages = { "2Mi" = "64Mi" }  # pages of 2Mi or 1Gi: bytes of them at most
+//! rlimits = { nofile = "1024:65536", core = 0, memlock = "unlimited" }    # soft and hard, as prlimit(1) names them
+//!
+//! read_only = false               # the root file system
+//! tmpfs = [{ path = "/tmp", size = "64Mi", mode = "1777" }]       # these are the defaults; counts as memory
+//! mounts = [{ volume = "data", path = "/data", read_only = false }]
+//! devices = ["kvm"]               # by the names that nodes grant in node.toml
+//! profile = "strict"              # strict (default): the eight of `DEFAULT_CAPS` | compat: what Docker's images expect
+//! caps = ["NET_BIND_SERVICE"]     # instead of the profile's; from a closed list
+//! seccomp = "default"             # default | compat | a filter that nodes have under this name; default: the profile's
+//! log = { size = "4Mi", files = 3, rate = "1Mi" }     # 64Ki..1Gi, 1..100; what exceeds rate (a second) is counted and
+//!                                                     # dropped; without it the program waits
+//!
+//! [[container]]                   # a program of the host itself, with the same limits
+//! name = "smart"
+//! exec = ["/usr/sbin/smartd", "-n"]       # instead of `image`; only on nodes whose node.toml grants it in `host_tools`
 //!
 //! [place]
 //! require = ["arch == amd64", "disk in [ssd, nvme]", "gen >= 3", "gpu"]
@@ -39,22 +74,32 @@
 //! [partition]
 //! replace_after = "3s"            # after a node's death is known; default and floor 1500ms
 //! ```
+//!
+//! `io`, `cpuset`, `hugepages`, `devices`, `exec` and own `seccomp` filters are insisted on: a node that lacks them refuses the pod
+//! and `quelea why` says what is lacking. Limits on CPU, memory and processes are insisted on with `limits = "required"`; else a
+//! node that cannot enforce them says so in its conditions and runs the pod.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub mod container;
+pub mod demand;
 pub mod diag;
 pub mod expr;
 mod fields;
+mod identity;
 mod parse;
 pub mod template;
 pub mod units;
 
+pub use container::{
+    Backoff, Check, Container, DEFAULT_CAPS, Io, Log, Mount, Probe, Profile, RLIMITS, Restart,
+    Rlimit, Role, Stdin, Stop, Tmpfs, Volume, VolumeKind,
+};
+pub use demand::{Demand, Features};
 pub use diag::Diagnostic;
 pub use expr::Expr;
-
-use crate::hash;
 
 /// Bytes of TOML accepted: a spec and its signature must fit a map body.
 pub const TEXT_MAX: usize = 12 * 1024;
@@ -64,6 +109,12 @@ pub const REPLICAS_MAX: u32 = 10_000;
 pub const CONTAINERS_MAX: usize = 16;
 /// Ports, environment variables, labels, arguments: entries of one table or list.
 pub const ENTRIES_MAX: usize = 128;
+/// Volumes of one pod.
+pub const VOLUMES_MAX: usize = 16;
+/// Volumes, tmpfs and devices of one container, each.
+pub const MOUNTS_MAX: usize = 32;
+/// System call filters that every node has.
+pub const SECCOMP_BUILT_IN: [&str; 2] = ["default", "compat"];
 
 /// A valid app spec.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,6 +137,15 @@ pub struct Spec {
     pub update: Update,
     /// What happens when nodes cannot be reached.
     pub partition: Partition,
+    /// Shared by its containers, gone with the pod.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+    /// A node that cannot enforce the limits on CPU, memory and processes may not run it.
+    #[serde(default)]
+    pub limits_required: bool,
+    /// Its containers see and may signal each other's processes.
+    #[serde(default)]
+    pub share_pid: bool,
 }
 
 /// What an app's slots mean.
@@ -97,100 +157,6 @@ pub enum Kind {
     Service,
     /// One pod on every node that `place.require` admits.
     Daemon,
-}
-
-/// One container of a pod.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Container {
-    /// `[a-z0-9-]{1,63}`, unique in the pod.
-    pub name: String,
-    /// Image reference as written.
-    pub image: String,
-    /// Instead of the image's entrypoint (and cmd).
-    pub command: Option<Vec<String>>,
-    /// Instead of the image's cmd.
-    pub args: Option<Vec<String>>,
-    /// Thousandths of a CPU, 1..
-    pub cpu_milli: u64,
-    /// Bytes, at least 1 MiB.
-    pub memory_bytes: u64,
-    /// Processes at most.
-    pub pids: u32,
-    /// Environment; values may hold [`template`]s.
-    pub env: BTreeMap<String, String>,
-    /// Name → port inside the pod.
-    pub ports: BTreeMap<String, u16>,
-    /// Readiness probe. Without one, running is ready.
-    pub ready: Option<Probe>,
-    /// How it is stopped.
-    pub stop: Stop,
-    /// Capabilities to keep, without `CAP_`; `None` is [`DEFAULT_CAPS`].
-    pub caps: Option<Vec<String>>,
-    /// `user[:group]`, names or numbers; `None` is the image's.
-    pub user: Option<String>,
-    /// Absolute; `None` is the image's.
-    pub workdir: Option<String>,
-    /// The root file system is mounted read-only.
-    pub read_only: bool,
-    /// What the shim does when it exits.
-    pub restart: Restart,
-}
-
-/// The capabilities a container keeps when its spec says nothing.
-pub const DEFAULT_CAPS: [&str; 8] =
-    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "NET_BIND_SERVICE"];
-
-/// How a container is asked whether it is ready.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probe {
-    /// What is asked.
-    pub check: Check,
-    /// Period, milliseconds.
-    pub every_ms: u64,
-    /// An answer later than this counts as none, milliseconds.
-    pub timeout_ms: u64,
-    /// Failures in a row before a ready container is not ready any more.
-    pub fail: u32,
-}
-
-/// What a probe does, inside the pod's network namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Check {
-    /// GET; 200–399 is ready.
-    Http {
-        /// Port on the pod's address.
-        port: u16,
-        /// Path and query, starting with `/`.
-        path: String,
-    },
-    /// A connection is enough.
-    Tcp {
-        /// Port on the pod's address.
-        port: u16,
-    },
-}
-
-/// How a container is stopped.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stop {
-    /// Signal name without `SIG`: `TERM`, `QUIT`, ...; `None` is the image's, else `TERM`.
-    pub signal: Option<String>,
-    /// Then `KILL` after this, milliseconds.
-    pub grace_ms: u64,
-}
-
-/// What happens when a container exits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Restart {
-    /// Start it again.
-    #[default]
-    Always,
-    /// Start it again unless its exit code is 0.
-    OnFailure,
-    /// Leave it.
-    Never,
 }
 
 /// Where pods may and should run.
@@ -259,40 +225,53 @@ impl Spec {
     /// # Errors
     /// Every mistake found, in the order of the text.
     pub fn parse(text: &str, file_name: &str) -> Result<Spec, Vec<Diagnostic>> {
-        parse::parse(text, file_name)
+        parse::parse(text, file_name, false)
     }
 
-    /// CPU of one pod, thousandths.
+    /// Reads a spec that was accepted once, maybe by a newer version: keys that this one does not know are passed over.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn read_stored(text: &str) -> Result<Spec, Vec<Diagnostic>> {
+        parse::parse(text, "spec", true)
+    }
+
+    /// CPU of one pod, thousandths: what it holds at once at most.
     #[must_use]
     pub fn cpu_milli(&self) -> u64 {
-        self.containers.iter().fold(0, |sum, c| sum.saturating_add(c.cpu_milli))
+        self.at_once(|c| c.cpu_milli)
     }
 
-    /// Memory of one pod, bytes.
+    /// Memory of one pod, bytes: what it holds at once at most.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        self.containers.iter().fold(0, |sum, c| sum.saturating_add(c.memory_bytes))
+        self.at_once(|c| c.memory_bytes)
     }
 
-    /// Longest grace of its containers, milliseconds.
+    /// Init containers run one after the other and before the main ones; sidecars run beside them all.
+    fn at_once(&self, of: impl Fn(&Container) -> u64) -> u64 {
+        let sum = |role: Role| {
+            let those = self.containers.iter().filter(|c| c.role == role);
+            those.fold(0_u64, |sum, c| sum.saturating_add(of(c)))
+        };
+        let init = self.containers.iter().filter(|c| c.role == Role::Init).map(&of).max();
+        sum(Role::Sidecar).saturating_add(sum(Role::Main).max(init.unwrap_or(0)))
+    }
+
+    /// How long a stop may take, milliseconds: the main containers at once, then each sidecar.
     #[must_use]
     pub fn grace_ms(&self) -> u64 {
-        self.containers.iter().map(|c| c.stop.grace_ms).max().unwrap_or(0)
+        let graces = |sidecar: bool| {
+            let those =
+                self.containers.iter().filter(move |c| (c.role == Role::Sidecar) == sidecar);
+            those.map(|c| c.stop.grace_ms)
+        };
+        graces(true).fold(graces(false).max().unwrap_or(0), u64::saturating_add)
     }
 
     /// Ports of all containers.
     #[must_use]
     pub fn ports(&self) -> BTreeMap<String, u16> {
         self.containers.iter().flat_map(|c| c.ports.clone()).collect()
-    }
-
-    /// Names what a pod is: two specs of one template need no restart between them. Scaling, placement,
-    /// budgets and the app's labels are not part of it.
-    #[must_use]
-    pub fn template(&self) -> u64 {
-        // Serialising plain owned data into a Vec has no failing case.
-        let bytes =
-            postcard::to_allocvec(&self.containers).expect("plain data into a Vec cannot fail");
-        hash::stable(&[b"template", &bytes])
     }
 }

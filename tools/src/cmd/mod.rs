@@ -2,6 +2,7 @@
 
 pub mod boot;
 mod exec;
+mod forward;
 mod image;
 mod init;
 mod keys;
@@ -75,6 +76,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Stop(args) => run::stop(&context, &args).await?,
             Command::Logs(args) => logs::logs(&context, &args).await?,
             Command::Exec(args) => return exec::exec(&context, &args).await,
+            Command::Attach(args) => return exec::attach(&context, &args).await,
+            Command::PortForward(args) => forward::forward(&context, &args).await?,
             Command::Image(crate::cli::Image::Import { path, tag }) => {
                 image::import(&context, format, &path, tag.as_deref()).await?;
             }

@@ -27,7 +27,7 @@ pub(super) async fn run(context: &Context, args: &cli::Run) -> Result<()> {
     let spec = parse(&document, &args.file.display().to_string())?;
     let operator = context.operator()?;
     let mut images = BTreeMap::new();
-    for container in &spec.containers {
+    for container in spec.containers.iter().filter(|c| c.exec.is_none()) {
         let path = format!("/v1/images/resolve?reference={}", escape(&container.image));
         let image: Image = context.endpoint.get(&path).await?;
         images.insert(container.image.clone(), image.digest);

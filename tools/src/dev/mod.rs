@@ -40,6 +40,8 @@ pub fn run(args: &Dev) -> Result<ExitCode> {
             let plan = supervisor::Plan {
                 nodes: args.nodes,
                 racks: args.racks.unwrap_or(args.nodes.min(3)).min(args.nodes),
+                // The supervisor works elsewhere.
+                grants: args.grants.as_deref().map(std::path::absolute).transpose()?,
             };
             if args.supervise {
                 supervisor::supervise(&plan, true)?;

@@ -1,6 +1,7 @@
 //! The supervisor of a dev flock: makes it, waits until it is up, serves its control socket, removes it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
@@ -14,6 +15,7 @@ use agent::api::client::Endpoint;
 use agent::api::types::{Nodes, Status};
 use agent::config::{Capacity, NodeFile};
 use agent::flock::{Bundle, FlockInfo};
+use agent::grants::GrantsFile;
 use agent::host;
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -42,9 +44,21 @@ pub(super) struct Plan {
     pub(super) nodes: u8,
     /// Racks they stand in.
     pub(super) racks: u8,
+    /// A file whose text is the `[grants]` of every node.
+    pub(super) grants: Option<PathBuf>,
 }
 
 impl Plan {
+    fn granted(&self) -> Result<GrantsFile> {
+        let Some(path) = &self.grants else { return Ok(GrantsFile::default()) };
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the grants {}", path.display()))?;
+        let granted: GrantsFile =
+            toml::from_str(&text).with_context(|| format!("{} holds no grants", path.display()))?;
+        granted.check().map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))?;
+        Ok(granted)
+    }
+
     fn dev_nodes(&self, flock: &FlockInfo) -> Vec<DevNode> {
         (1..=self.nodes)
             .map(|n| DevNode {
@@ -72,6 +86,7 @@ pub(super) fn detach(plan: &Plan) -> Result<()> {
     command
         .args(["dev", "--supervise", "--nodes", &plan.nodes.to_string()])
         .args(["--racks", &plan.racks.to_string()])
+        .args(plan.grants.iter().flat_map(|path| [OsStr::new("--grants"), path.as_os_str()]))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log.try_clone()?)
@@ -236,9 +251,10 @@ impl Supervised {
         let bundle_dir = run_dir().join("flock");
         let bundle = Bundle::create(&bundle_dir, &registry::name(), "dev")?;
         let nodes = plan.dev_nodes(&bundle.info);
+        let granted = plan.granted()?;
         for dev in &nodes {
             bundle.issue_node(&dev.name, &dev.dir().join("credentials"))?;
-            let config = toml::to_string(&config(dev, &nodes)?)?;
+            let config = toml::to_string(&config(dev, &nodes, &granted)?)?;
             fs::write(dev.dir().join("node.toml"), config)?;
         }
         let supervisor = i32::try_from(std::process::id()).unwrap_or(0);
@@ -406,7 +422,7 @@ async fn is_up(node: &DevNode, expected: usize) -> Result<(), String> {
     }
 }
 
-fn config(dev: &DevNode, all: &[DevNode]) -> Result<NodeFile> {
+fn config(dev: &DevNode, all: &[DevNode], granted: &GrantsFile) -> Result<NodeFile> {
     let count = u64::try_from(all.len()).unwrap_or(1).max(1);
     let label = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     Ok(NodeFile {
@@ -432,6 +448,7 @@ fn config(dev: &DevNode, all: &[DevNode]) -> Result<NodeFile> {
             memory_mib: Some((host::memory_bytes() >> 20) / count),
             pods: None,
         },
+        grants: granted.clone(),
         ..NodeFile::default()
     })
 }

@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 mod bad_input;
+mod containers;
 mod keys;
 mod life;
+mod sessions;
 mod support;
 mod trust;

@@ -67,6 +67,58 @@ impl Flock {
         self.ok(&["--node", "n1", "image", "import", &out]);
     }
 
+    /// An image `tools` with programs of this machine and what they are linked with, `sh` among them.
+    pub(crate) fn import_tools(&self) {
+        let root = self.dir.join("tools");
+        let mut files: Vec<PathBuf> =
+            ["/bin/dash", "/bin/cat", "/bin/sleep", "/bin/stty", "/bin/rm"]
+                .map(PathBuf::from)
+                .into();
+        let output = Command::new("ldd").args(&files).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let words = text.split_whitespace().filter(|w| w.starts_with('/') && !w.ends_with(':'));
+        files.extend(words.map(PathBuf::from));
+        for file in &files {
+            let target = root.join(file.strip_prefix("/").unwrap());
+            std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+            std::fs::copy(file, target).unwrap();
+        }
+        std::fs::rename(root.join("bin/dash"), root.join("bin/sh")).unwrap();
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        let passwd = "root:x:0:0::/:/bin/sh\nweb:x:33:33::/:/bin/sh\n";
+        std::fs::write(root.join("etc/passwd"), passwd).unwrap();
+        // What a build for another machine, a script and a data file look like.
+        let mut foreign = std::fs::read(root.join("bin/sh")).unwrap();
+        foreign[18..20].copy_from_slice(&183_u16.to_le_bytes());
+        for (name, bytes, mode) in [
+            ("foreign", foreign.as_slice(), 0o755),
+            ("script", b"#!/usr/bin/perl6\n".as_slice(), 0o755),
+            ("plain", b"no program\n".as_slice(), 0o755),
+            ("data", b"data\n".as_slice(), 0o644),
+        ] {
+            use std::os::unix::fs::PermissionsExt as _;
+            let path = root.join("bin").join(name);
+            std::fs::write(&path, bytes).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let out = self.dir.join("tools.oci").display().to_string();
+        self.ok(&["image", "pack", &root.display().to_string(), "--out", &out, "--tag", "tools"]);
+        self.ok(&["--node", "n1", "image", "import", &out]);
+    }
+
+    /// Waits until `quelea ps` says something of the only replica of an app.
+    pub(crate) fn reason(&self, app: &str, words: &[&str]) -> String {
+        let mut last = String::new();
+        eventually(&format!("{app} says {words:?}"), || {
+            let pods = self.pods("n1", app);
+            last = pods.first().map_or_else(String::new, |pod| {
+                format!("{} {}", pod["state"].as_str().unwrap(), pod["reason"].as_str().unwrap())
+            });
+            words.iter().all(|word| last.contains(word))
+        });
+        last
+    }
+
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(QUELEA);
         command

@@ -60,6 +60,25 @@ fn operators_nodes_and_strangers_over_https() {
             let error = runtime.block_on(peer.send(Method::GET, path, empty())).unwrap_err();
             assert_eq!(status_of(&error), 403, "{path}");
         }
+        // Nor does it carry a node's bytes to another one, nor an operator's to where no node is.
+        let relayed = |who: &Endpoint, node: &str| {
+            let path = agent::api::relay::path(node);
+            let sent = who.upgrade(&path, empty(), agent::api::relay::PROTOCOL);
+            runtime.block_on(sent).map(drop).map_err(|error| status_of(&error))
+        };
+        assert_eq!(relayed(&peer, "n1"), Err(403));
+        assert_eq!(relayed(&operator, "n9"), Err(404));
+        assert_eq!(relayed(&operator, "127.0.0.1:22"), Err(404));
+        // What goes through a relay is the operator's own TLS: the far end knows the operator, or nobody.
+        let via = |dir: &Path, who: &str| Endpoint::Via {
+            through: Box::new(https(&bundle, "operator", "n1")),
+            node: "n1".into(),
+            tls: agent::tls::client(dir, who).unwrap(),
+        };
+        runtime.block_on(via(&bundle, "operator").send(Method::GET, "/v1/nodes", empty())).unwrap();
+        let as_node = runtime.block_on(via(&node, "node").send(Method::GET, "/v1/nodes", empty()));
+        assert_eq!(status_of(&as_node.unwrap_err()), 403);
+        assert!(runtime.block_on(via(&foreign, "operator").get::<Status>("/v1/status")).is_err());
         // Whom another authority vouches for is not talked to, nor is a node that is not who it should be.
         let stranger = https(&foreign, "operator", "n1");
         assert!(runtime.block_on(stranger.send(Method::GET, "/v1/status", empty())).is_err());

@@ -1,0 +1,202 @@
+//! Pods of several containers, their probes and limits; and what each bad input says in `ps` and `why`.
+
+use crate::support::{Flock, eventually};
+
+/// An app of one replica; `rest` are its containers.
+fn app(name: &str, rest: &str) -> String {
+    format!("app = \"{name}\"\n{rest}")
+}
+
+/// One container that runs a shell script.
+fn shell(name: &str, script: &str, more: &str) -> String {
+    format!(
+        "[[container]]\nname = \"{name}\"\nimage = \"tools\"\ncommand = [\"/bin/sh\", \"-c\", '''{script}''']\ncpu = 0.02\nmemory = \"16Mi\"\nstop = {{ grace = \"1s\" }}\n{more}\n"
+    )
+}
+
+fn run(flock: &Flock, name: &str, text: &str) {
+    let file = flock.file(&format!("{name}.toml"), text);
+    flock.ok(&["run", &file]);
+}
+
+fn start(flock: &Flock, name: &str, text: &str) {
+    let file = flock.file(&format!("{name}.toml"), text);
+    flock.ok(&["run", "--detach", &file]);
+}
+
+fn sh(flock: &Flock, pod: &str, container: &str, script: &str) -> String {
+    flock.ok(&["exec", pod, "-c", container, "--", "/bin/sh", "-c", script])
+}
+
+#[test]
+fn containers_start_in_order_and_share_what_they_should() {
+    let flock = Flock::up("order", 1);
+    flock.import_tools();
+    let volume = "[[volume]]\nname = \"data\"\nsize = \"1Mi\"\n";
+    let mount = "mounts = [{ volume = \"data\", path = \"/data\" }]";
+    let setup = "echo init > /data/order; echo from-init";
+    let side = "echo side >> /data/order; trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let main = "echo main >> /data/order; ulimit -n; echo $QUELEA_POD; exec sleep 1000";
+    let more = format!(
+        "{mount}\nrlimits = {{ nofile = \"77:99\" }}\ntmpfs = [{{ path = \"/tmp\", size = \"64Ki\" }}]\nready = {{ exec = [\"/bin/cat\", \"/data/order\"], every = \"100ms\" }}"
+    );
+    let text = app(
+        "multi",
+        &[
+            volume.to_owned(),
+            shell("setup", setup, &format!("role = \"init\"\nrestart = \"on-failure\"\n{mount}")),
+            shell("side", side, &format!("role = \"sidecar\"\n{mount}")),
+            shell("main", main, &more),
+        ]
+        .concat(),
+    );
+    // The volume is written before a main container and what stands in a table comes last in TOML.
+    run(&flock, "multi", &text);
+    assert_eq!(sh(&flock, "multi", "side", "cat /data/order"), "init\nside\nmain\n");
+    assert_eq!(flock.ok(&["logs", "multi.0", "-c", "main"]).lines().next(), Some("77"));
+    // All containers, in the order of their lines, each with its name.
+    let logs = flock.ok(&["logs", "multi"]);
+    assert!(logs.starts_with("multi.0/setup from-init\n"), "{logs}");
+    assert!(logs.contains("multi.0/main multi.0\n"), "{logs}");
+    // What the volume and the tmpfs may hold is all that can be written.
+    let fill = |container: &str, file: &str| {
+        let script = format!("cat /dev/zero > {file}");
+        let said = flock.say(&["exec", "multi", "-c", container, "--", "/bin/sh", "-c", &script]);
+        assert!(said.code != 0 && said.err.contains("No space left"), "{said:?}");
+    };
+    fill("side", "/data/big");
+    fill("main", "/tmp/big");
+    let pods = flock.pods("n1", "multi");
+    assert_eq!(pods[0]["restarts"], 0, "an init container that ended well is no restart");
+    flock.ok(&["stop", "multi"]);
+}
+
+#[test]
+fn probes_gate_restart_and_wait() {
+    let flock = Flock::up("probes", 1);
+    flock.import_tools();
+    // Readiness comes and goes with a file; nothing is started again for it.
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let probe = "ready = { exec = [\"/bin/cat\", \"/up\"], every = \"100ms\", fail = 2 }";
+    start(&flock, "flap", &app("flap", &shell("c", script, probe)));
+    let ready = |want: bool| {
+        eventually(&format!("ready is {want}"), || {
+            let pods = flock.pods("n1", "flap");
+            pods.first().is_some_and(|p| p["state"] == "running" && p["ready"] == want)
+        });
+    };
+    ready(false);
+    let why = flock.ok(&["why", "flap"]);
+    assert!(why.contains("its `ready` probe has not passed"), "{why}");
+    for _ in 0..2 {
+        sh(&flock, "flap", "c", "echo > /up");
+        ready(true);
+        sh(&flock, "flap", "c", "rm /up");
+        ready(false);
+    }
+    let pods = flock.pods("n1", "flap");
+    assert_eq!(pods[0]["restarts"], 0);
+    flock.ok(&["stop", "flap"]);
+
+    // Liveness fails: the container is started again in the same pod, and says why.
+    let probe = "live = { exec = [\"/bin/cat\", \"/none\"], every = \"100ms\", fail = 2, start_grace = \"300ms\" }\nbackoff = { first = \"10ms\", max = \"50ms\" }";
+    start(&flock, "sick", &app("sick", &shell("c", script, probe)));
+    let said = flock.reason("sick", &["probe"]);
+    assert!(said.contains("container c was given up"), "{said}");
+    let claim = flock.pods("n1", "sick")[0]["claim"].clone();
+    eventually("restarts are counted", || {
+        flock.pods("n1", "sick").first().is_some_and(|p| p["restarts"].as_u64() > Some(1))
+    });
+    assert_eq!(flock.pods("n1", "sick")[0]["claim"], claim);
+    flock.ok(&["stop", "sick"]);
+
+    // A start probe holds the others back, and gives up after every × fail.
+    let probe = "start = { tcp = \":9\", every = \"100ms\", fail = 3 }";
+    start(&flock, "slow", &app("slow", &shell("c", script, probe)));
+    flock.reason("slow", &["given up", "`start` probe", "refused"]);
+    flock.ok(&["stop", "slow"]);
+
+    // A pod whose work is done is not born again under its identity.
+    let text = app("done", &shell("c", "exit 3", "restart = \"never\""));
+    start(&flock, "done", &text);
+    let said = flock.reason("done", &["the pod ended", "exited with code 3"]);
+    assert!(said.starts_with("failed"), "{said}");
+    flock.ok(&["stop", "done"]);
+}
+
+#[test]
+fn each_bad_input_says_what_why_and_what_to_do() {
+    let flock = Flock::up("input", 1);
+    flock.import_tools();
+    let container = |command: &str, more: &str| {
+        format!(
+            "[[container]]\nname = \"c\"\nimage = \"tools\"\ncommand = [\"{command}\"]\ncpu = 0.02\nmemory = \"16Mi\"\nbackoff = {{ first = \"50ms\" }}\n{more}\n"
+        )
+    };
+    let spin = "ulimit -t 1; while :; do :; done";
+    for (name, text, words) in [
+        ("absent", container("/bin/nope", ""), &["no program", "/bin/nope", "set `command`"][..]),
+        ("path", container("nope", ""), &["in PATH", "set `command`"]),
+        ("mode", container("/bin/data", ""), &["not executable", "chmod"]),
+        ("arch", container("/bin/foreign", ""), &["built for aarch64", "place.require"]),
+        ("script", container("/bin/script", ""), &["interpreter /usr/bin/perl6", "image"]),
+        ("plain", container("/bin/plain", ""), &["neither a program", "script with #!"]),
+        ("user", container("/bin/sh", "user = \"nobody-here\""), &["nobody-here", "set `user`"]),
+        ("code", container("/bin/cat", "args = [\"/none\"]"), &["exited with code 1"]),
+        ("killed", shell("c", spin, "init = false"), &["was killed by SIG"]),
+    ] {
+        start(&flock, name, &app(name, &text));
+        let said = flock.reason(name, words);
+        assert!(said.contains("container c"), "{said}");
+        let mut why = String::new();
+        eventually(&format!("why of {name} says it"), || {
+            why = flock.ok(&["why", name]);
+            words.iter().all(|word| why.contains(word))
+        });
+        flock.ok(&["stop", name]);
+    }
+    // What a node lacks is refused where it is insisted on.
+    for (name, more, words) in [
+        ("device", "devices = [\"gpu\"]", ["a device named gpu", "[grants] devices"]),
+        ("filter", "seccomp = \"mine\"", ["a system call filter named mine", "[grants] seccomp"]),
+        ("cpus", "cpuset = \"0-8000\"", ["lacks ", "fix: "]),
+    ] {
+        start(&flock, name, &app(name, &container("/bin/sh", more)));
+        let mut why = String::new();
+        eventually(&format!("why of {name}"), || {
+            why = flock.ok(&["why", name]);
+            words.iter().all(|word| why.contains(word))
+        });
+        assert_eq!(flock.pods("n1", name).len(), 0, "nothing was tried");
+    }
+}
+
+#[test]
+fn a_host_tool_runs_where_it_is_granted_only() {
+    let flock = Flock::named("host");
+    let grants = flock.file(
+        "grants.toml",
+        "host_tools = [\"/bin/sleep\", \"/bin/cat\", \"/usr/lib\", \"/lib\", \"/lib64\"]\n",
+    );
+    flock.ok(&["dev", "--nodes", "1", "--detach", "--grants", &grants]);
+    let text = |name: &str, exec: &str| {
+        format!(
+            "app = \"{name}\"\n[[container]]\nname = \"c\"\nexec = {exec}\ncpu = 0.02\nmemory = \"16Mi\"\nstop = {{ grace = \"1s\" }}\n"
+        )
+    };
+    run(&flock, "tool", &text("tool", "[\"/bin/sleep\", \"1000\"]"));
+    let said = flock.ok(&["exec", "tool", "--", "/bin/cat", "/proc/self/status"]);
+    assert!(said.contains("NoNewPrivs:\t1"), "the limits of every container: {said}");
+    // Nothing else of the host is there.
+    let said = flock.say(&["exec", "tool", "--", "/bin/cat", "/etc/shadow"]);
+    assert!(said.code != 0 && said.err.contains("No such file"), "{said:?}");
+    flock.ok(&["stop", "tool"]);
+
+    start(&flock, "other", &text("other", "[\"/bin/dash\"]"));
+    let mut why = String::new();
+    eventually("why names the tool", || {
+        why = flock.ok(&["why", "other"]);
+        why.contains("lacks the permission to run /bin/dash of the host")
+    });
+    assert!(why.contains("host_tools = [\"/bin/dash\"]"), "what to do: {why}");
+}
