@@ -1,7 +1,7 @@
 //! Health checks over TCP, without blocking.
 //!
 //! The shim is in the pod's network namespace, so `127.0.0.1` is the pod's. What comes back is read up to
-//! [`ANSWER_BYTES_MAX`]; of HTTP only the status line is looked at, of gRPC only what [`grpc`] says.
+//! [`ANSWER_BYTES_MAX`]; of HTTP only the status line is looked at, of gRPC only the first message.
 
 mod grpc;
 

@@ -182,7 +182,7 @@ impl Emitter {
 /// Compiles a profile.
 ///
 /// # Errors
-/// Verdicts change more than [`RANGES_MAX`] times from one number to the next.
+/// Verdicts change more than 255 times from one number to the next.
 pub const fn compile(profile: &Profile) -> Result<Program, &'static str> {
     // Runs of equal verdicts.
     let mut ranges = [Range { from: 0, verdict: Verdict::Enosys }; RANGES_MAX];
