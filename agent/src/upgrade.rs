@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use initd::machine::cmdline::TRIAL_S;
 use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,6 @@ pub const FILE_BYTES_MAX: u64 = 512 << 20;
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// The largest signed order, in bytes.
 const ORDER_BYTES_MAX: usize = 8 * 1024;
-/// The longest trial, in seconds.
-pub const TRIAL_S_MAX: u32 = 3600;
 /// The word of the kernel command line that puts a kernel on trial: seconds until PID 1 goes back.
 const TRIAL_WORD: &str = "quelea.trial=";
 
@@ -79,8 +78,9 @@ impl Order {
                 "a kernel command line is one line of at most {CMDLINE_BYTES_MAX} bytes"
             )));
         }
-        if self.trial_s > TRIAL_S_MAX {
-            return Err(bad(format!("a trial takes at most {TRIAL_S_MAX} s")));
+        if self.trial_s > 0 && !TRIAL_S.contains(&self.trial_s.into()) {
+            let (least, most) = (TRIAL_S.start(), TRIAL_S.end());
+            return Err(bad(format!("a trial takes {least} to {most} s, or 0 for none")));
         }
         Ok(())
     }

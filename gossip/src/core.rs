@@ -354,7 +354,7 @@ impl Gossip {
             }
         }
         let known = self.swim.table.get(nid).is_some_and(|e| e.member.generation == generation);
-        if !known {
+        if !known && !self.swim.stays_out() {
             let told = introduces(nid, opened.plain);
             self.with_swim(step, |swim, ctx| swim.on_unknown(nid, dest, told, ctx));
         }

@@ -19,6 +19,7 @@
 
 mod contact;
 mod health;
+mod namesake;
 mod probe;
 mod queue;
 mod suspicion;
@@ -80,6 +81,7 @@ enum Timer {
     Contact,
     Remembered,
     LeaveRound,
+    Namesake,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +115,8 @@ pub(crate) struct Swim {
     outbids: u32,
     conflict_us: u64,
     leave_rounds: Option<u32>,
+    /// Who had our name before us.
+    namesake: Option<namesake::Namesake>,
     /// Whose datagram is being read.
     speaker: Option<Nid>,
     /// Generation and incarnation of ours that was last said to be dead.
@@ -146,6 +150,7 @@ impl Swim {
             outbids: 0,
             conflict_us: 0,
             leave_rounds: None,
+            namesake: None,
             speaker: None,
             last_death: None,
             started: false,
@@ -234,6 +239,7 @@ impl Swim {
                 Timer::Contact => self.contact_tick(ctx),
                 Timer::Remembered => self.confirm_remembered(ctx),
                 Timer::LeaveRound => self.leave_round(ctx),
+                Timer::Namesake => self.namesake_due(ctx),
             }
         }
     }
@@ -286,6 +292,10 @@ impl Swim {
     pub(crate) fn apply(&mut self, u: &Update<'_>, ctx: &mut Ctx<'_>) {
         if u.nid == self.table.my_nid() {
             return self.about_me(u, ctx);
+        }
+        if self.stays_out() {
+            // Whom we know we would probe, and be known ourselves.
+            return;
         }
         if let Some(forgotten) = self.forgotten.get(&u.nid) {
             if (u.generation, u.incarnation) <= *forgotten {
@@ -429,10 +439,16 @@ impl Swim {
         self.notice_death(u, ctx);
         let me = self.table.me();
         let (mine, theirs) = ((me.generation, me.incarnation), (u.generation, u.incarnation));
+        let claimed = u.full.map(|(_, addr)| addr).filter(|addr| *addr != me.addr);
+        if theirs < mine
+            && matches!(u.standing, Standing::Alive | Standing::Suspect)
+            && let Some(addr) = claimed
+        {
+            return self.namesake_seen(addr, ctx);
+        }
         if theirs < mine {
             return;
         }
-        let claimed = u.full.map(|(_, addr)| addr).filter(|addr| *addr != me.addr);
         let outbid = u.generation > me.generation;
         if u.standing == Standing::Alive {
             // One claim from elsewhere may be our own past at another address. A second one is alive.
@@ -565,7 +581,8 @@ impl Swim {
         const MIN_BYTES: usize = 40;
         let crate::frame::Binding::To { nid, generation } = dest.to else { return };
         // An outlived boot is told that and nothing else: its frame may be a recording, and the answer stays short.
-        if self.queue.is_empty() || room < MIN_BYTES || self.is_outlived(nid, generation) {
+        let silent = self.queue.is_empty() || self.stays_out();
+        if silent || room < MIN_BYTES || self.is_outlived(nid, generation) {
             return;
         }
         let mut packed = Vec::new();

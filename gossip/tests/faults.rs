@@ -251,6 +251,58 @@ fn two_nodes_of_one_name_are_reported_at_both() {
     assert!(world.nodes[0].gossip.members().count() == 3, "and the flock is not flooded");
 }
 
+/// A cloned disk: the later one stays out, nobody's view changes, and it comes in once the first is gone.
+#[test]
+fn a_second_node_of_one_name_stays_out() {
+    for generation in [0, 6] {
+        let mut world = joined(12, 4);
+        let before = world.nodes[0].gossip.member(&name(1)).expect("listed").clone();
+        world.clear_events();
+        world.spawn_as(name(1));
+        // As if the clone had started more often.
+        for _ in 0..generation {
+            world.restart(4);
+        }
+        world.run(20 * S);
+        let conflict = |e: &(u64, Event)| matches!(e.1, Event::NameConflict { .. });
+        for node in [1, 4] {
+            assert!(world.nodes[node].events.iter().any(conflict), "node {node} knows");
+        }
+        for node in [0, 2, 3] {
+            let seen = world.nodes[node].gossip.member(&name(1)).expect("listed");
+            let place = |m: &gossip::Member| (m.addr, m.generation, m.state);
+            assert_eq!(place(seen), place(&before), "no flapping at node {node}");
+            let news = |e: &(u64, Event)| matches!(e.1, Event::Member(_));
+            assert!(!world.nodes[node].events.iter().any(news), "node {node} heard of a change");
+        }
+        assert_eq!(world.nodes[4].gossip.members().count(), 0, "it has joined nobody");
+        world.kill(1);
+        let inside = |w: &World| {
+            w.nodes[0]
+                .gossip
+                .member(&name(1))
+                .is_some_and(|m| m.addr == addr(4) && m.state.is_live())
+        };
+        assert!(world.until(30 * S, inside).is_some(), "the name is free");
+    }
+}
+
+/// The same node at another address, before anybody missed it, is no namesake.
+#[test]
+fn a_node_that_moved_comes_back_at_once() {
+    let mut world = joined(13, 4);
+    world.kill(1);
+    world.spawn_as(name(1));
+    world.restart(4);
+    let inside = |w: &World| {
+        w.nodes[0].gossip.member(&name(1)).is_some_and(|m| m.addr == addr(4) && m.state.is_live())
+    };
+    let took = world.until(5 * S, inside).expect("it is in");
+    assert!(took < 3 * S, "{took}");
+    let conflict = |e: &(u64, Event)| matches!(e.1, Event::NameConflict { .. });
+    assert!(!world.nodes[4].events.iter().any(conflict));
+}
+
 #[test]
 fn a_conditional_put_sees_what_it_replaces() {
     let mut world = joined(10, 2);

@@ -109,7 +109,7 @@ impl Swim {
         };
         let spread = self.jitter(wait_us / 4, ctx);
         self.timers.set(ctx.now_us + wait_us + spread, Timer::Contact);
-        if self.leave_rounds.is_some() {
+        if self.leave_rounds.is_some() || self.stays_out() {
             return;
         }
         self.contact.tries = self.contact.tries.saturating_add(1);
@@ -158,7 +158,27 @@ impl Swim {
         });
         if let Some(entry) = taken {
             // Else it would talk into the wind: frames of an outlived boot are dropped.
-            return outdated(dest, entry, ctx);
+            outdated(dest, entry, ctx);
+            if u.nid == self.table.my_nid()
+                && let Some((_, addr)) = u.full
+                && addr != self.table.me().addr
+            {
+                self.conflict(addr, ctx);
+            }
+            return;
+        }
+        let elsewhere = u.full.map(|(_, addr)| addr).filter(|addr| {
+            self.table
+                .get(u.nid)
+                .is_some_and(|e| e.member.state.is_live() && e.member.addr != *addr)
+        });
+        if let Some(addr) = elsewhere {
+            if u.nid == self.table.my_nid() {
+                self.conflict(addr, ctx);
+            } else {
+                // Before the answer that would bring it in: where its name lives.
+                self.push_update(dest, u.nid, true, ctx);
+            }
         }
         let me = self.table.me().info();
         let up_s = ctx.now_us.saturating_sub(self.started_us) / 1_000_000;
@@ -207,13 +227,18 @@ impl Swim {
         addr: SocketAddr,
         ctx: &mut Ctx<'_>,
     ) {
-        if generation < self.table.me().generation {
+        if self.namesake_answers(dest.addr, ctx) || generation < self.table.me().generation {
             return;
         }
-        if self.outbids > 0 && addr != self.table.me().addr {
+        let elsewhere = addr != self.table.me().addr;
+        if self.outbids > 0 && elsewhere && self.contact.joined {
             self.conflict(addr, ctx);
         }
-        if self.outbid(generation, ctx) {
+        let higher = self.outbid(generation, ctx);
+        if elsewhere {
+            self.namesake_seen(addr, ctx);
+        }
+        if higher && !self.stays_out() {
             self.greet(dest.addr, ctx);
         }
     }
@@ -221,11 +246,17 @@ impl Swim {
     /// Our greeting was answered, to us alone: introduce ourselves and compare views.
     pub(super) fn on_hello_ack(&mut self, dest: Dest, u: &Update<'_>, ctx: &mut Ctx<'_>) {
         if u.nid == self.table.my_nid() {
+            if self.namesake_answers(dest.addr, ctx) {
+                return;
+            }
             if let Some((_, addr)) = u.full
                 && addr != self.table.me().addr
             {
                 self.conflict(addr, ctx);
             }
+            return;
+        }
+        if self.stays_out() {
             return;
         }
         self.apply(u, ctx);

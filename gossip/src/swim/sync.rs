@@ -38,6 +38,7 @@ impl Swim {
             Message::Outdated { generation, addr } => {
                 self.on_outdated(dest, generation, addr, ctx);
             }
+            Message::WhoAreYou if self.stays_out() => {}
             Message::WhoAreYou => self.push_update(dest, self.table.my_nid(), true, ctx),
             Message::MemberDigest(theirs) => {
                 let buckets = self.table.differing(&theirs);

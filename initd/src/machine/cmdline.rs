@@ -12,6 +12,7 @@
 //! quelea.state.wait=SECONDS    how long a disk that is expected is waited for    default 15
 //! quelea.watchdog=auto | soft | off                                 default auto: the hardware's, if there is one
 //! quelea.trial=SECONDS         reboot by then unless the agent says that this kernel is to be kept
+//! quelea.image=ID              for the agent: the boot image, as an upgrade named it
 //! ```
 //!
 //! Bonds and VLANs are not made here: a machine whose only way out is one of them needs its switch to send untagged
@@ -181,6 +182,7 @@ impl Cmdline {
                 }
                 self.trial_s = Some(trial);
             }
+            "image" => {}
             "label" => {
                 if !label_is_valid(value) {
                     return Err("a label is KEY=VALUE");
