@@ -527,6 +527,16 @@ pub(crate) fn signal_pipe(signals: &[c_int]) -> Result<OwnedFd> {
             check(libc::sigaction(*signal, &raw const action, std::ptr::null_mut()).into())?;
         }
     }
+    // Whoever started this process may have blocked them for itself, and a mask is inherited.
+    // SAFETY: an empty set is made, then filled with the numbers given; the old mask is not asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
     Ok(read)
 }
 

@@ -59,17 +59,20 @@ pub enum Command {
     /// Show one node: where its labels come from, its conditions, its machine
     Node {
         /// Its name
-        node: String,
+        #[arg(value_name = "NODE")]
+        target: String,
     },
     /// Give a node no new pods; those it has stay
     Cordon {
         /// Its name
-        node: String,
+        #[arg(value_name = "NODE")]
+        target: String,
     },
     /// End a cordon or a drain
     Uncordon {
         /// Its name
-        node: String,
+        #[arg(value_name = "NODE")]
+        target: String,
     },
     /// Give a node no new pods and have those it has moved away, within each app's budget; daemons stay
     Drain(Drain),
@@ -82,19 +85,22 @@ pub enum Command {
     /// Print the end of a machine's kernel log, to which its PID 1 writes as well
     Console {
         /// Its name
-        node: String,
+        #[arg(value_name = "NODE")]
+        target: String,
     },
     /// Give a machine in maintenance a name and credentials of its own, and start it
     Adopt(Adopt),
     /// End a machine's maintenance: what made its agent fall is put right
     Retry {
         /// Its name
-        node: String,
+        #[arg(value_name = "NODE")]
+        target: String,
     },
     /// Drop a dead or departed node everywhere: it no longer counts for what is a majority
     Forget {
         /// Its name
-        node: String,
+        #[arg(value_name = "NODE")]
+        target: String,
     },
     /// Submit an app and wait until its replicas are ready
     Run(Run),
@@ -216,7 +222,8 @@ pub enum Init {
 #[derive(Args, Debug)]
 pub struct Drain {
     /// The node's name
-    pub node: String,
+    #[arg(value_name = "NODE")]
+    pub target: String,
     /// Wait until nothing but daemons runs there
     #[arg(short, long)]
     pub wait: bool,
@@ -229,7 +236,8 @@ pub struct Drain {
 #[derive(Args, Debug)]
 pub struct End {
     /// The node's name
-    pub node: String,
+    #[arg(value_name = "NODE")]
+    pub target: String,
     /// Wait until the others see it gone, and for a reboot until it is back
     #[arg(short, long)]
     pub wait: bool,
@@ -242,7 +250,8 @@ pub struct End {
 #[derive(Args, Debug)]
 pub struct Upgrade {
     /// The node's name
-    pub node: String,
+    #[arg(value_name = "NODE")]
+    pub target: String,
     /// The kernel
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
@@ -264,7 +273,8 @@ pub struct Upgrade {
 #[derive(Args, Debug)]
 pub struct Adopt {
     /// The machine's present name, as `quelea nodes` has it
-    pub node: String,
+    #[arg(value_name = "NODE")]
+    pub target: String,
     /// Its name from now on
     #[arg(long)]
     pub name: String,

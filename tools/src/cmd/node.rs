@@ -141,25 +141,30 @@ pub(super) async fn wish(context: &Context, format: Format, name: &str, wish: &s
 
 /// `quelea drain`.
 pub(super) async fn drain(context: &Context, format: Format, args: &cli::Drain) -> Result<()> {
-    let answer = set_wish(context, &args.node, DRAIN).await?;
+    let answer = set_wish(context, &args.target, DRAIN).await?;
     if !args.wait {
-        return said(format, &args.node, "is being drained", &answer);
+        return said(format, &args.target, "is being drained", &answer);
     }
     let start = Instant::now();
     loop {
-        let left = left_on(context, &args.node).await?;
+        let left = left_on(context, &args.target).await?;
         if left.is_empty() {
-            return said(format, &args.node, "is drained; end that by `quelea uncordon`", &answer);
+            return said(
+                format,
+                &args.target,
+                "is drained; end that by `quelea uncordon`",
+                &answer,
+            );
         }
         if start.elapsed() > Duration::from_secs(args.timeout) {
             let pod = |p: &Pod| format!("{}/{} ({})", p.namespace, p.name, p.state);
             let pods: Vec<String> = left.iter().map(pod).collect();
             bail!(
                 "{} still has {} after {} s; the drain goes on. `quelea why APP` says what a replica waits for, `quelea uncordon {}` ends the drain",
-                args.node,
+                args.target,
                 pods.join(", "),
                 args.timeout,
-                args.node
+                args.target
             );
         }
         tokio::time::sleep(LOOK_EVERY).await;
@@ -180,30 +185,30 @@ pub(super) async fn end(
     args: &cli::End,
     power: &str,
 ) -> Result<()> {
-    let before = look(context, &args.node).await?;
+    let before = look(context, &args.target).await?;
     let order = PowerOrder { power: power.into() };
     let answer: PowerOrder =
-        tell(context, &args.node, Method::POST, "/v1/node/power", &order).await?;
+        tell(context, &args.target, Method::POST, "/v1/node/power", &order).await?;
     let reboot = power == "reboot";
     if !args.wait {
         let words = if reboot { "is drained and rebooted" } else { "is drained and powered off" };
-        return said(format, &args.node, words, &answer);
+        return said(format, &args.target, words, &answer);
     }
     let timeout = Duration::from_secs(args.timeout);
     let done = |node: &Node| match reboot {
         true => node.boot > before.boot && node.state == "alive",
         false => node.state == "left" || node.state == "dead",
     };
-    match until(context, &args.node, timeout, done).await? {
+    match until(context, &args.target, timeout, done).await? {
         Some(node) if reboot => {
-            said(format, &args.node, &format!("is back, kernel {}", node.kernel), &node)
+            said(format, &args.target, &format!("is back, kernel {}", node.kernel), &node)
         }
-        Some(node) => said(format, &args.node, &format!("is off ({})", node.state), &node),
+        Some(node) => said(format, &args.target, &format!("is off ({})", node.state), &node),
         None => bail!(
             "{} is not done after {} s; see `quelea node {}`",
-            args.node,
+            args.target,
             args.timeout,
-            args.node
+            args.target
         ),
     }
 }
@@ -244,7 +249,7 @@ pub(super) async fn adopt(context: &Context, format: Format, args: &cli::Adopt) 
         labels.insert(key.to_owned(), value.to_owned());
     }
     let nodes: Nodes = context.endpoint.get("/v1/nodes").await?;
-    if nodes.nodes.iter().any(|n| n.name == args.name && n.name != args.node) {
+    if nodes.nodes.iter().any(|n| n.name == args.name && n.name != args.target) {
         bail!(
             "the flock has a node {} already; choose another name, or forget it by `quelea forget {}`",
             args.name,
@@ -253,14 +258,15 @@ pub(super) async fn adopt(context: &Context, format: Format, args: &cli::Adopt) 
     }
     let given = Adopt { name: args.name.clone(), labels, files: issue(context, &args.name)? };
     let answer: AdoptAnswer =
-        tell(context, &args.node, Method::POST, "/v1/node/adopt", &given).await?;
+        tell(context, &args.target, Method::POST, "/v1/node/adopt", &given).await?;
     let timeout = Duration::from_secs(args.timeout);
-    let up = |node: &Node| node.state == "alive" && !in_maintenance(node);
+    // Its record comes a moment after itself.
+    let up = |n: &Node| n.state == "alive" && !n.version.is_empty() && !in_maintenance(n);
     match until(context, &args.name, timeout, up).await? {
         Some(_) => said(format, &args.name, &format!("is up; {}", answer.kept), &answer),
         None => bail!(
             "{} was adopted as {} ({}), but is not up after {} s; see `quelea nodes -o wide`",
-            args.node,
+            args.target,
             args.name,
             answer.kept,
             args.timeout

@@ -18,10 +18,10 @@ use crate::output;
 pub(super) async fn upgrade(context: &Context, format: Format, args: &Upgrade) -> Result<()> {
     let key = context.operator()?;
     let (kernel, initramfs) = (read(&args.kernel)?, read(&args.initramfs)?);
-    let before = look(context, &args.node).await?;
+    let before = look(context, &args.target).await?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let order = Order {
-        node: args.node.clone(),
+        node: args.target.clone(),
         kernel: Part::of(&kernel),
         initramfs: Part::of(&initramfs),
         cmdline: args.cmdline.clone(),
@@ -29,9 +29,9 @@ pub(super) async fn upgrade(context: &Context, format: Format, args: &Upgrade) -
         at_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
     };
     let body = [order.sign(&key)?, kernel, initramfs].concat();
-    let endpoint = context.reach(&args.node).await?;
+    let endpoint = context.reach(&args.target).await?;
     let started: Upgrading = endpoint.json(Method::POST, "/v1/node/upgrade", full(body)).await?;
-    eprintln!("{}: the boot image {} is verified and started", args.node, started.image);
+    eprintln!("{}: the boot image {} is verified and started", args.target, started.image);
     // A node on trial is done when it is healthy, or when it has gone back.
     let trial = args.trial > 0;
     let done = |node: &Node| {
@@ -40,13 +40,13 @@ pub(super) async fn upgrade(context: &Context, format: Format, args: &Upgrade) -
         back && (!new || !trial || node.kept)
     };
     let timeout = Duration::from_secs(args.timeout);
-    let Some(node) = until(context, &args.node, timeout, done).await? else {
+    let Some(node) = until(context, &args.target, timeout, done).await? else {
         bail!(
             "{} is not back after {} s; see `quelea node {}` and `quelea console {}`",
-            args.node,
+            args.target,
             args.timeout,
-            args.node,
-            args.node
+            args.target,
+            args.target
         );
     };
     if format == Format::Json {
@@ -55,7 +55,7 @@ pub(super) async fn upgrade(context: &Context, format: Format, args: &Upgrade) -
     if node.image != started.image {
         bail!(
             "{} rolled back: it runs kernel {} and quelead {} as before",
-            args.node,
+            args.target,
             node.kernel,
             node.version
         );
@@ -63,7 +63,7 @@ pub(super) async fn upgrade(context: &Context, format: Format, args: &Upgrade) -
     if format != Format::Json {
         println!(
             "{} runs kernel {} (was {}) and quelead {} (was {})",
-            args.node, node.kernel, before.kernel, node.version, before.version
+            args.target, node.kernel, before.kernel, node.version, before.version
         );
     }
     Ok(())

@@ -9,6 +9,7 @@ mod bad_input;
 mod containers;
 mod keys;
 mod life;
+mod machines;
 mod sessions;
 mod support;
 mod trust;
