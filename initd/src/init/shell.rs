@@ -78,8 +78,8 @@ impl<'a> Shell<'a> {
                     }
                 }
             }
-            self.gather(&mut inputs);
-            if inputs.is_empty() {
+            let more = self.gather(&mut inputs);
+            if inputs.is_empty() && !more {
                 self.sleep();
             }
         }
@@ -92,14 +92,29 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// What has happened, without waiting for more.
-    fn gather(&mut self, inputs: &mut VecDeque<Input>) {
-        self.reap(inputs);
+    /// What has happened, without waiting for more; whether there may be more at once.
+    ///
+    /// The signals come first: a child that ends after they were read wakes us again, one that ends between a last look
+    /// at the children and the reading would not.
+    fn gather(&mut self, inputs: &mut VecDeque<Input>) -> bool {
+        self.read_signals(inputs);
+        let more = self.reap(inputs);
         self.listen(inputs);
         let now_ms = machine::monotonic_ms();
         if self.core.next_deadline().is_some_and(|at| at <= now_ms) {
             inputs.push_back(Input::Timer);
         }
+        if self.unmounting.as_ref().is_some_and(std::thread::JoinHandle::is_finished) {
+            self.unmounting = None;
+            inputs.push_back(Input::Unmounted);
+        }
+        if let Some(booted) = &mut self.booted {
+            booted.tend(self.core.is_fresh(now_ms), inputs);
+        }
+        more
+    }
+
+    fn read_signals(&self, inputs: &mut VecDeque<Input>) {
         let mut byte = [0u8; 1];
         while let Ok(1) = rustix::io::read(&self.signals, &mut byte) {
             match i32::from(byte[0]) {
@@ -110,24 +125,18 @@ impl<'a> Shell<'a> {
                 _ => {}
             }
         }
-        if self.unmounting.as_ref().is_some_and(std::thread::JoinHandle::is_finished) {
-            self.unmounting = None;
-            inputs.push_back(Input::Unmounted);
-        }
-        if let Some(booted) = &mut self.booted {
-            booted.tend(self.core.is_fresh(now_ms), inputs);
-        }
     }
 
-    fn reap(&mut self, inputs: &mut VecDeque<Input>) {
+    /// Whether more may wait: [`REAPS_MAX`] a turn.
+    fn reap(&mut self, inputs: &mut VecDeque<Input>) -> bool {
         for _ in 0..REAPS_MAX {
             let pid = match sys::peek_ended() {
                 Ok(Some(pid)) => pid,
                 Err(Errno::CHILD) if self.core.phase() == Phase::Killing => {
                     inputs.push_back(Input::NobodyLeft);
-                    return;
+                    return false;
                 }
-                Ok(None) | Err(_) => return,
+                Ok(None) | Err(_) => return false,
             };
             let status = sys::reap(pid).ok().flatten().unwrap_or(0);
             if self.core.agent() == Some(pid) {
@@ -136,13 +145,14 @@ impl<'a> Shell<'a> {
                 self.link = None;
                 inputs.push_back(Input::AgentEnded(describe(status)));
                 // One agent a round: the next may be somebody else's child of the same number.
-                return;
+                return true;
             }
             if let Some(booted) = &mut self.booted {
                 let way_down = self.core.phase().is_way_down();
                 booted.reaped_with(pid, status, way_down, inputs);
             }
         }
+        true
     }
 
     fn listen(&mut self, inputs: &mut VecDeque<Input>) {
