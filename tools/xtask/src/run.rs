@@ -71,10 +71,22 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
+/// Added to the flags of `.cargo/config.toml` for what machines run: 0.8 MB less. Tables to unwind a stack that aborts are left
+/// out (only here: tests do unwind), and relocations are packed, which glibc reads from 2.36 on.
+fn small() -> String {
+    let script = root().join("tools/xtask/src/no-unwind.ld");
+    format!(
+        r#"target.'cfg(target_os="linux")'.rustflags=["-Clink-arg=-Wl,-T,{},--no-eh-frame-hdr,-z,pack-relative-relocs"]"#,
+        script.display()
+    )
+}
+
 /// Builds the release binaries, says how large they are, and returns where.
 pub(crate) fn build() -> Result<Built> {
     let start = Instant::now();
-    let args = ["build", "--release", "--locked", "-p", "agent", "-p", "tools", "-p", "hello"];
+    let small = small();
+    let packages = ["-p", "agent", "-p", "tools", "-p", "hello"];
+    let args = [&["--config", &small, "build", "--release", "--locked"], &packages[..]].concat();
     check(&mut cargo(&args))?;
     // A second call only names what the first has built.
     let text = output(cargo(&args).args(["--message-format", "json", "--quiet"]))?;
