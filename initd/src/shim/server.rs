@@ -132,6 +132,9 @@ impl Shell {
         let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
         let size = match rustix::net::recv(&c.socket, &mut [0u8; 1], peek) {
             Ok((_, size)) => size.clamp(1, MESSAGE_BYTES_MAX),
+            // A message that comes only now must not be read into a buffer that was made for none.
+            Err(Errno::AGAIN) => return false,
+            Err(Errno::INTR) => return true,
             Err(_) => 1, // said again by the next call
         };
         let mut buffer = vec![0u8; size];
