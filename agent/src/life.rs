@@ -41,6 +41,8 @@ pub enum Input {
     Seen {
         /// Pods here, in whatever state.
         pods: usize,
+        /// Those that another node may take over: a daemon's pods belong here.
+        movable: usize,
         /// Other nodes alive.
         others: usize,
     },
@@ -131,10 +133,10 @@ impl Life {
                 out.push(Action::Stay);
                 self.tell(now_us);
             }
-            (Input::Seen { pods, others }, State::Moving { stop_us, end_us }) => {
+            (Input::Seen { pods, movable, others }, State::Moving { stop_us, end_us }) => {
                 if pods == 0 {
                     self.tell(now_us);
-                } else if others == 0 || now_us >= stop_us {
+                } else if others == 0 || movable == 0 || now_us >= stop_us {
                     self.state = State::Stopping { end_us };
                     let left_ms = end_us.saturating_sub(now_us) / 1000;
                     out.push(Action::Stop { grace_ms: left_ms.saturating_sub(AFTER_MS / 2) });
@@ -180,7 +182,7 @@ mod tests {
     }
 
     fn seen(life: &mut Life, now_us: u64, pods: usize) -> Vec<Action> {
-        step(life, now_us, Input::Seen { pods, others: 2 })
+        step(life, now_us, Input::Seen { pods, movable: pods, others: 2 })
     }
 
     const DRAIN: Input = Input::Drain { within_ms: 30_000, grace_ms: 10_000 };
@@ -205,13 +207,23 @@ mod tests {
     fn a_node_alone_does_not_wait_for_others() {
         let mut life = Life::default();
         step(&mut life, 0, DRAIN);
-        let alone = Input::Seen { pods: 1, others: 0 };
+        let alone = Input::Seen { pods: 1, movable: 1, others: 0 };
         assert_eq!(step(&mut life, 1, alone), [Action::Stop { grace_ms: 28_999 }]);
         // A pod that does not end keeps the machine no longer than it was told.
         assert_eq!(life.next_deadline(), Some(30 * S));
         assert_eq!(seen(&mut life, 30 * S, 1), []);
         assert_eq!(seen(&mut life, 31 * S, 1), [Action::Leave]);
         assert_eq!(seen(&mut life, 33 * S, 1), [Action::Over(Purpose::Power)], "unheard");
+    }
+
+    #[test]
+    fn what_belongs_here_is_not_waited_for() {
+        let mut life = Life::default();
+        step(&mut life, 0, DRAIN);
+        let one_of_two = Input::Seen { pods: 2, movable: 1, others: 2 };
+        assert_eq!(step(&mut life, S, one_of_two), []);
+        let daemon = Input::Seen { pods: 1, movable: 0, others: 2 };
+        assert_eq!(step(&mut life, 2 * S, daemon), [Action::Stop { grace_ms: 27_000 }]);
     }
 
     #[test]

@@ -233,11 +233,28 @@ impl Node {
         self.publish();
     }
 
+    /// Pods here that another node may take over.
+    fn movable_pods(&self) -> usize {
+        let stay = |app: &sched::AppStatus| {
+            app.spec.as_ref().is_some_and(|spec| spec.kind == sched::spec::Kind::Daemon)
+        };
+        let daemons: Vec<_> =
+            self.sched.apps().filter(stay).map(|a| (a.namespace, a.app)).collect();
+        let here = |local: &&super::pods::Local| {
+            let record = local.record();
+            !daemons
+                .iter()
+                .any(|(namespace, app)| (namespace, app) == (&record.namespace, &record.app))
+        };
+        self.local.values().filter(here).count()
+    }
+
     fn look_at_life(&mut self) {
         let me = &self.config.name;
         let alive = |m: &&gossip::Member| m.state.is_live() && *m.name != **me;
         let others = self.driver.gossip().members().filter(alive).count();
-        self.life_step(life::Input::Seen { pods: self.local.len(), others });
+        let (pods, movable) = (self.local.len(), self.movable_pods());
+        self.life_step(life::Input::Seen { pods, movable, others });
     }
 
     fn life_step(&mut self, input: life::Input) {
