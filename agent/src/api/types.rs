@@ -49,7 +49,7 @@ pub struct Node {
     pub conditions: Vec<String>,
     /// What an operator wants of it: empty, `cordon` or `drain`.
     pub wish: String,
-    /// Boot counter.
+    /// Boot counter of the boot that tells all this: a machine that has just come back is known before its record is.
     pub boot: u64,
     /// Where each label came from.
     pub label_from: BTreeMap<String, String>,

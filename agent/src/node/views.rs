@@ -43,7 +43,7 @@ impl Node {
                     draining: record.drain,
                     conditions: record.conditions,
                     wish: record.wish,
-                    boot: member.generation,
+                    boot: record.boot,
                     label_from: record.label_from,
                     uuid: record.uuid,
                     kernel: record.kernel,
