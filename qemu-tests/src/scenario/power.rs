@@ -31,7 +31,13 @@ pub(super) fn power_button_orderly_shutdown(env: &Env, test: &str) -> Result<Out
     import(&mut ctls[0], "tool", tool_dir, "/tool")?;
     submit(&mut ctls[0], "tidy", &tidy())?;
     eventually(seconds(60), "the daemon on both machines", || {
-        ensure!(!ctls[1].find("/tool term")?.is_empty(), "not on n2 yet");
+        let pid = *ctls[1].find("/tool term")?.first().context("not on n2 yet")?;
+        let status = ctls[1].read(&format!("/proc/{pid}/status"))?;
+        let caught =
+            status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("SigCgt")?;
+        let caught = u64::from_str_radix(caught.trim(), 16)?;
+        // A program that has only just started does not tidy up.
+        ensure!(caught & 1 << (15 - 1) != 0, "it does not handle SIGTERM yet: {caught:x}");
         Ok(())
     })?;
 
