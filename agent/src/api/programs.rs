@@ -284,7 +284,7 @@ async fn carry(
                 ended = Some(said.unwrap_or_else(pod_gone));
                 news = None;
                 // What it left running may hold its terminal for ever: what is there now is all that is shown.
-                while let (true, Ok(n @ 1..)) = (own_terminal, output.try_read(&mut out)) {
+                while own_terminal && let Ok(n @ 1..) = output.try_read(&mut out) {
                     exec::write(&mut to, Kind::Stdout, out.get(..n).unwrap_or_default()).await?;
                 }
                 open &= !own_terminal;
