@@ -163,7 +163,7 @@ pub struct Dev {
     /// How many racks they stand in [default: one each, at most 3]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub racks: Option<u8>,
-    /// A file with what is granted to pods on every node: the keys of [grants] in node.toml
+    /// A file with what is granted to pods on every node: the keys of the table `grants` of node.toml
     #[arg(long, value_name = "FILE")]
     pub grants: Option<PathBuf>,
     /// Return once the flock is up
