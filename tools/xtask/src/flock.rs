@@ -74,6 +74,7 @@ impl Flock {
     pub(crate) fn stop(mut self) -> Result<()> {
         run::output(&mut self.quelea(&["dev", "stop"]))?;
         if let Some(mut child) = self.supervisor.take() {
+            run::output(Command::new("kill").arg("-TERM").arg(child.id().to_string()))?;
             let status = child.wait()?;
             if !status.success() {
                 bail!("`quelea dev` ended with {status}");
