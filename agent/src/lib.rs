@@ -17,6 +17,7 @@
 
 pub mod adopt;
 pub mod api;
+pub mod backtrace;
 pub mod config;
 mod error;
 pub mod events;

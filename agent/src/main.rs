@@ -31,6 +31,7 @@ Under systemd it needs KillMode=process, else the pods are killed with it:
 ";
 
 fn main() -> ExitCode {
+    agent::backtrace::forbid();
     // Before anything else: what runs before it is memory that each pod pays for.
     let all: Vec<OsString> = std::env::args_os().collect();
     if all.get(1).is_some_and(|role| role == "shim") {

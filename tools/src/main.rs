@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    agent::backtrace::forbid();
     let cli = tools::cli::Cli::parse();
     match tools::cmd::run(cli) {
         Ok(code) => code,

@@ -20,6 +20,8 @@ pub(crate) struct Flock {
 
 /// Means the demo's flock, whatever else runs on this machine.
 pub(crate) fn named(command: &mut Command) -> &mut Command {
+    // Errors must be told, not abort, where people ask for backtraces.
+    command.env("RUST_BACKTRACE", "1");
     command.env("QUELEA_DEV", "demo").env_remove("QUELEA_NODE").env_remove("QUELEA_FLOCK")
 }
 
@@ -74,7 +76,6 @@ impl Flock {
     pub(crate) fn stop(mut self) -> Result<()> {
         run::output(&mut self.quelea(&["dev", "stop"]))?;
         if let Some(mut child) = self.supervisor.take() {
-            run::output(Command::new("kill").arg("-TERM").arg(child.id().to_string()))?;
             let status = child.wait()?;
             if !status.success() {
                 bail!("`quelea dev` ended with {status}");
@@ -88,7 +89,9 @@ impl Drop for Flock {
     fn drop(&mut self) {
         if let Some(mut child) = self.supervisor.take() {
             // A step failed: the flock goes, as it would on Ctrl-C.
-            let _ = run::output(&mut self.quelea(&["dev", "stop"]));
+            if run::output(&mut self.quelea(&["dev", "stop"])).is_err() {
+                let _ = child.kill();
+            }
             let _ = child.wait();
         }
     }

@@ -25,6 +25,7 @@ const STAGES: &[Stage] = &[
     Stage { name: "doc", what: "the documentation builds, its links lead somewhere", run: doc },
     Stage { name: "unit", what: "all tests, those that need root too", run: unit },
     Stage { name: "sim", what: "whole clusters on virtual time, from fixed seeds", run: sim },
+    Stage { name: "demo", what: "the demo, with its checks", run: demo },
     Stage { name: "qemu", what: "the smoke set on machines of their own kernel", run: qemu },
 ];
 
@@ -126,4 +127,8 @@ fn sim() -> Result<Outcome> {
 
 fn qemu() -> Result<Outcome> {
     qemu::smoke().map(|()| Outcome::Passed)
+}
+
+fn demo() -> Result<Outcome> {
+    crate::demo::demo(false, true).map(|()| Outcome::Passed)
 }
