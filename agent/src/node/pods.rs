@@ -13,7 +13,8 @@ use mio::{Interest, Token};
 use sched::Observed;
 
 use super::Node;
-use super::shims::{Attached, ExecNews, Seen, Waiting, status_seen};
+use super::sessions::{Attached, ExecNews, Waiting};
+use super::shims::{Seen, status_seen};
 use crate::api::types;
 use crate::fetch::Order;
 use crate::plan::{Kept, Place, Plan};

@@ -1,81 +1,21 @@
-//! What shims say of their pods, in the words in which operators read it; and what is asked of them: programs, logs, details.
+//! What shims say of their pods.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
 
-use initd::launch::Step;
-use initd::shim::{
-    Condition, ConnectId, ContainerState, Event as ShimEvent, ExecId, ExecSpec, Exit, PodStatus,
-};
-use nix::sys::signal::Signal;
-use tokio::sync::{mpsc, oneshot};
+use initd::shim::{Condition, ContainerState, Event as ShimEvent, Exit, PodStatus};
 
 use super::Node;
 use super::pods::Local;
-use crate::api::types::{Container as ContainerView, PodDetail};
+use super::sessions::{Attached, ExecNews};
+use super::words::{exit_words, failure_words, step_words};
 use crate::pods::{Failure, Input};
-
-/// What is asked of a running container.
-pub struct ExecRequest {
-    /// `APP.SLOT`.
-    pub pod: String,
-    /// Its namespace.
-    pub namespace: String,
-    /// Which container; the first main one where none is given.
-    pub container: Option<String>,
-    /// Program and arguments.
-    pub argv: Vec<String>,
-    /// Replaces and adds to the container's environment.
-    pub env: Vec<(String, String)>,
-    /// Standard input, output and error of the program; a terminal where there are none.
-    pub stdio: Option<[OwnedFd; 3]>,
-}
-
-/// A program that was asked for.
-pub struct Running {
-    /// The pod's claim.
-    pub claim: String,
-    /// Its name on the shim's connection.
-    pub exec: ExecId,
-    /// What becomes of it.
-    pub news: mpsc::UnboundedReceiver<ExecNews>,
-}
-
-/// What becomes of an exec.
-#[derive(Debug)]
-pub enum ExecNews {
-    /// Its terminal: our end of it.
-    Terminal(OwnedFd),
-    /// It ended.
-    Exited(Exit),
-    /// It could not be started.
-    Failed(String),
-}
-
-/// A running container's streams.
-#[derive(Debug)]
-pub struct Attached {
-    /// Where its input goes, if its spec gives it one.
-    pub input: Option<OwnedFd>,
-    /// What it writes from now on.
-    pub output: OwnedFd,
-    /// Its errors, where it is on no terminal.
-    pub errors: Option<OwnedFd>,
-    /// It runs on a terminal, which is `input`.
-    pub terminal: bool,
-}
-
-/// Somebody who waits for an answer of a shim: what was asked for, or words for people.
-pub(super) type Waiting<T> = oneshot::Sender<Result<T, String>>;
-/// The receiving end of it.
-pub(crate) type Answer<T> = oneshot::Receiver<Result<T, String>>;
 
 /// One container, as its shim told it.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    state: &'static str,
-    restarts: u32,
-    reason: String,
+    pub(super) state: &'static str,
+    pub(super) restarts: u32,
+    pub(super) reason: String,
     /// What its liveness probe saw when it gave it up; until its end is told.
     unhealthy: Option<String>,
 }
@@ -104,7 +44,7 @@ impl Node {
         Some(self.local.get_mut(claim)?.seen.entry(container.to_owned()).or_default())
     }
 
-    fn is_main(&self, claim: &str, container: &str) -> bool {
+    pub(super) fn is_main(&self, claim: &str, container: &str) -> bool {
         self.local.get(claim).is_some_and(|l| l.kept.is_main(container))
     }
 
@@ -261,208 +201,6 @@ impl Node {
             self.pods_step(Input::Running { claim, ready });
         }
     }
-
-    fn exec_said(&mut self, claim: &str, exec: ExecId, news: ExecNews) {
-        let Some(local) = self.local.get_mut(claim) else { return };
-        let Some(connection) = &mut local.shim else { return };
-        let last = !matches!(news, ExecNews::Terminal(_));
-        if let Some(waiting) = connection.execs.get(&exec) {
-            // Who asked may have gone away.
-            let _ = waiting.send(news);
-        }
-        if last {
-            connection.execs.remove(&exec);
-        }
-    }
-
-    /// Starts a program in a running container of this node.
-    ///
-    /// # Errors
-    /// Words for people: no such pod here, or it is not running.
-    pub(crate) fn exec(&mut self, request: ExecRequest) -> Result<Running, String> {
-        let (claim, container) =
-            self.find_container(&request.namespace, &request.pod, request.container.as_deref())?;
-        let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
-        let connection = connection
-            .ok_or_else(|| format!("{} is not running yet; see `quelea ps`", request.pod))?;
-        let spec = ExecSpec {
-            container,
-            argv: request.argv,
-            env: request.env,
-            workdir: String::new(),
-            user: String::new(),
-        };
-        let started = match &request.stdio {
-            Some([stdin, stdout, stderr]) => {
-                connection.shim.exec(&spec, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
-            }
-            None => connection.shim.exec_terminal(&spec),
-        };
-        let exec = started.map_err(|e| format!("{}: its shim refused: {e}", request.pod))?;
-        let (sender, news) = mpsc::unbounded_channel();
-        connection.execs.insert(exec, sender);
-        Ok(Running { claim, exec, news })
-    }
-
-    /// Ends a program whose caller went away.
-    pub(crate) fn exec_kill(&mut self, claim: &str, exec: ExecId) {
-        let connection = self.local.get_mut(claim).and_then(|local| local.shim.as_mut());
-        if let Some(connection) = connection.filter(|c| c.execs.contains_key(&exec)) {
-            // A shim that is gone has taken it along.
-            let _ = connection.shim.exec_kill(exec);
-        }
-    }
-
-    /// Asks for the streams of a running container: its pod's claim, its name, and where the answer comes.
-    ///
-    /// # Errors
-    /// Words for people: no such pod or container here, or it is not running.
-    pub(crate) fn attach(
-        &mut self,
-        namespace: &str,
-        pod: &str,
-        container: Option<&str>,
-    ) -> Result<(String, String, Answer<Attached>), String> {
-        let (claim, container) = self.find_container(namespace, pod, container)?;
-        let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
-        let connection =
-            connection.ok_or_else(|| format!("{pod} is not running yet; see `quelea ps`"))?;
-        connection
-            .shim
-            .attach_to(&container)
-            .map_err(|e| format!("{pod}: its shim refused: {e}"))?;
-        let (sender, answer) = oneshot::channel();
-        connection.attaching.push((container.clone(), sender));
-        Ok((claim, container, answer))
-    }
-
-    fn attached(&mut self, claim: &str, container: &str, result: Result<Attached, String>) {
-        let connection = self.local.get_mut(claim).and_then(|local| local.shim.as_mut());
-        let Some(connection) = connection else { return };
-        let at = connection.attaching.iter().position(|(name, _)| name == container);
-        if let Some(at) = at {
-            // Who asked may have gone away.
-            let _ = connection.attaching.remove(at).1.send(result);
-        }
-    }
-
-    /// An attached operator's input has ended.
-    pub(crate) fn close_stdin(&mut self, claim: &str, container: &str) {
-        let connection = self.local.get_mut(claim).and_then(|local| local.shim.as_mut());
-        if let Some(connection) = connection {
-            // A shim that is gone has closed it.
-            let _ = connection.shim.close_stdin(container);
-        }
-    }
-
-    /// Asks for a connection to a port of a pod here.
-    ///
-    /// # Errors
-    /// Words for people: no such pod here, or it is not running.
-    pub(crate) fn connect_to(
-        &mut self,
-        namespace: &str,
-        pod: &str,
-        port: u16,
-    ) -> Result<Answer<OwnedFd>, String> {
-        let claim = self.find_local(namespace, pod)?;
-        let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
-        let connection =
-            connection.ok_or_else(|| format!("{pod} is not running yet; see `quelea ps`"))?;
-        let id =
-            connection.shim.connect(port).map_err(|e| format!("{pod}: its shim refused: {e}"))?;
-        let (sender, answer) = oneshot::channel();
-        connection.connecting.insert(id, sender);
-        Ok(answer)
-    }
-
-    fn connected(&mut self, claim: &str, id: ConnectId, result: Result<OwnedFd, String>) {
-        let connection = self.local.get_mut(claim).and_then(|local| local.shim.as_mut());
-        if let Some(waiting) = connection.and_then(|c| c.connecting.remove(&id)) {
-            // Who asked may have gone away.
-            let _ = waiting.send(result);
-        }
-    }
-
-    /// The claim of a pod that runs here.
-    pub(crate) fn find_local(&self, namespace: &str, pod: &str) -> Result<String, String> {
-        let found = self.local.iter().find(|(_, local)| {
-            local.kept.record.namespace == namespace && local.kept.record.pod_name() == pod
-        });
-        found.map(|(claim, _)| claim.clone()).ok_or_else(|| {
-            format!("{namespace}/{pod} does not run on {}; see `quelea ps`", self.config.name)
-        })
-    }
-
-    /// The claim of a pod that runs here, and one of its containers: the one named, else its first main one.
-    pub(crate) fn find_container(
-        &self,
-        namespace: &str,
-        pod: &str,
-        container: Option<&str>,
-    ) -> Result<(String, String), String> {
-        let claim = self.find_local(namespace, pod)?;
-        let names = self.local.get(&claim).map(|l| l.kept.containers.clone()).unwrap_or_default();
-        let found = match container {
-            Some(name) => names.iter().find(|n| *n == name),
-            None => names.iter().find(|n| self.is_main(&claim, n)).or(names.first()),
-        };
-        match found {
-            Some(name) => Ok((claim, name.clone())),
-            None => {
-                let name = container.unwrap_or_default();
-                Err(format!("{pod} has no container {name}; it has {}", names.join(", ")))
-            }
-        }
-    }
-
-    /// Where a local pod's logs are, and the names of its containers.
-    pub(crate) fn logs_of(
-        &self,
-        namespace: &str,
-        pod: &str,
-    ) -> Result<(std::path::PathBuf, Vec<String>), String> {
-        let claim = self.find_local(namespace, pod)?;
-        let names = self.local.get(&claim).map(|l| l.kept.containers.clone()).unwrap_or_default();
-        Ok((self.pod_dir(&claim).join("logs"), names))
-    }
-
-    /// A local pod and its containers.
-    pub(crate) fn pod_detail(&self, namespace: &str, pod: &str) -> Result<PodDetail, String> {
-        let claim = self.find_local(namespace, pod)?;
-        let Some(local) = self.local.get(&claim) else { return Ok(PodDetail::default()) };
-        let view = |name: &String| match local.seen.get(name) {
-            Some(seen) => ContainerView {
-                name: name.clone(),
-                state: seen.state.to_owned(),
-                restarts: seen.restarts,
-                reason: seen.reason.clone(),
-            },
-            None => ContainerView {
-                name: name.clone(),
-                state: "waiting".into(),
-                ..ContainerView::default()
-            },
-        };
-        let containers = local.kept.containers.iter().map(view).collect();
-        Ok(PodDetail { name: pod.to_owned(), claim, containers })
-    }
-
-    /// Where the API of another node of the flock is.
-    ///
-    /// # Errors
-    /// Words for people: no such node, or it has not said.
-    pub(crate) fn api_of(&self, name: &str) -> Result<std::net::SocketAddr, String> {
-        if name == self.config.name {
-            return Ok(self.config.api_addr());
-        }
-        let member = self.driver.gossip().member(name).is_some();
-        let record = self.nodes.get(name).filter(|_| member);
-        let record = record.ok_or_else(|| {
-            format!("{} knows no node {name} in this flock; see `quelea nodes`", self.config.name)
-        })?;
-        record.api.parse().map_err(|_| format!("{name} has not told where its API is"))
-    }
 }
 
 impl Local {
@@ -492,92 +230,4 @@ pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
         (c.name.clone(), Seen { state, restarts: c.restarts, reason, unhealthy: None })
     };
     status.containers.iter().map(of).collect()
-}
-
-/// `container web exited with code 1`, `container web was killed for memory: raise its ...`.
-fn exit_words(container: &str, exit: Exit, unhealthy: Option<&str>) -> String {
-    let how = match (exit.code, exit.signal) {
-        (Some(code), _) => format!("exited with code {code}"),
-        (None, Some(signal)) => format!("was killed by {}", signal_name(signal)),
-        (None, None) => "ended".to_owned(),
-    };
-    let name = format!("container {container}");
-    match unhealthy {
-        Some(text) => format!("{name} was given up ({text}): it {how}"),
-        None if exit.oom => {
-            format!(
-                "{name} {how}: it used all of its memory (OOM); raise `memory` or make it use less"
-            )
-        }
-        None => format!("{name} {how}"),
-    }
-}
-
-fn signal_name(number: i32) -> String {
-    match Signal::try_from(number) {
-        Ok(signal) => format!("{} ({number})", signal.as_str()),
-        Err(_) => format!("signal {number}"),
-    }
-}
-
-/// `container web could not be started: no program "x" in the image; ...`.
-fn failure_words(container: &str, step: Step, errno: i32, text: &str) -> String {
-    format!("container {container} could not be started: {}", step_words(step, errno, text))
-}
-
-/// What failed, why, and what to do about it.
-fn step_words(step: Step, errno: i32, text: &str) -> String {
-    let os = std::io::Error::from_raw_os_error(errno);
-    let hint = match step {
-        Step::Exec if text.contains("is built for") => {
-            "; bring in an image for this machine, or keep the app to others by place.require"
-        }
-        Step::Exec if text.contains("interpreter") || text.contains("the loader") => {
-            "; put it into the image, or build the program static"
-        }
-        Step::Exec if text.contains("no program") => "; set `command` to a program of the image",
-        Step::Exec if text.contains("not executable") => {
-            "; set its mode in the image (chmod 755), or another `user`"
-        }
-        Step::Exec if text.contains("larger than the kernel") => "; make `env` and `args` smaller",
-        Step::User => "; set `user` to one of the image's /etc/passwd, or to a number",
-        Step::Workdir => "; set `workdir` to a directory of the image",
-        _ => "",
-    };
-    format!("{text} ({step:?}: {os}){hint}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ends_say_how_and_what_to_do() {
-        let exit = |code, signal, oom| Exit { code, signal, oom };
-        let words = |e| exit_words("c", e, None);
-        assert_eq!(words(exit(Some(3), None, false)), "container c exited with code 3");
-        let killed = words(exit(None, Some(9), false));
-        assert_eq!(killed, "container c was killed by SIGKILL (9)");
-        let oom = words(exit(None, Some(9), true));
-        assert!(oom.contains("OOM") && oom.contains("raise `memory`"), "{oom}");
-        assert!(words(exit(None, Some(40), false)).contains("signal 40"));
-        let live =
-            exit_words("c", exit(None, Some(15), false), Some("its `live` probe: HTTP status 500"));
-        assert!(live.contains("its `live` probe: HTTP status 500"), "{live}");
-    }
-
-    #[test]
-    fn each_failure_has_an_advice() {
-        for (step, text, advice) in [
-            (Step::Exec, "no program \"x\" in the image", "set `command`"),
-            (Step::Exec, "\"x\" is built for arm, this node is x86_64", "place.require"),
-            (Step::Exec, "\"x\" needs the loader /lib/ld.so, which is not in the image", "static"),
-            (Step::Exec, "\"x\" is not executable by uid 0", "chmod"),
-            (Step::User, "no user www", "set `user`"),
-            (Step::Workdir, "working directory /x: no", "set `workdir`"),
-        ] {
-            let words = step_words(step, 2, text);
-            assert!(words.contains(advice) && words.contains("No such file"), "{words}");
-        }
-    }
 }
