@@ -97,6 +97,8 @@ pub struct Node {
     registry: mio::Registry,
     local: BTreeMap<String, pods::Local>,
     tokens: BTreeMap<usize, String>,
+    /// Shims that have closed their socket and are not quite dead: a child is a zombie until it is collected.
+    ending: Vec<initd::shim::Shim>,
     next_token: usize,
     pub(crate) nodes: BTreeMap<String, NodeRecord>,
     pub(crate) specs: BTreeMap<(String, String), Stored>,
@@ -233,6 +235,7 @@ impl Node {
             host_attached: false,
             local: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            ending: Vec::new(),
             next_token: pods::FIRST_SHIM_TOKEN,
             nodes: BTreeMap::new(),
             specs: BTreeMap::new(),
@@ -355,6 +358,7 @@ impl Node {
 
     /// Does what is due.
     pub fn tick(&mut self) {
+        self.ending.retain_mut(|shim| !shim.reap());
         let now_us = self.clock.now_us();
         let mut events = Vec::new();
         let result = self.driver.timer(now_us, &mut events);

@@ -302,9 +302,9 @@ impl Node {
             self.event(format!("pod/{claim}"), format!("left behind: {what}"));
         }
         if let Some(local) = self.local.remove(claim) {
-            if let Some(mut connection) = local.shim {
+            if let Some(connection) = local.shim {
                 self.tokens.remove(&connection.token);
-                connection.shim.reap();
+                self.collect(connection.shim);
             }
             let now_us = self.clock.now_us();
             if let Some(addresses) = &mut self.addresses {

@@ -112,14 +112,21 @@ impl Node {
             }
             ShimEvent::Gone => {
                 if let Some(local) = self.local.get_mut(&claim)
-                    && let Some(mut connection) = local.shim.take()
+                    && let Some(connection) = local.shim.take()
                 {
                     self.tokens.remove(&connection.token);
-                    connection.shim.reap();
+                    self.collect(connection.shim);
                 }
                 self.pods_step(Input::ShimGone { claim });
             }
             _ => {}
+        }
+    }
+
+    /// Its socket closes a moment before it has ended.
+    pub(super) fn collect(&mut self, mut shim: initd::shim::Shim) {
+        if !shim.reap() {
+            self.ending.push(shim);
         }
     }
 

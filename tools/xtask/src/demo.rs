@@ -170,6 +170,7 @@ pub(crate) fn demo(keep: bool, json: bool) -> Result<()> {
     }
     steps.next("stop the app, stop the flock, look what remains");
     flock.show(&["--node", "n2", "stop", "hello"])?;
+    no_zombies()?;
     flock.stop()?;
     before.compare(&Remains::look()?)?;
     println!("nothing of ours remains: no process, namespace, mount, link, cgroup or file");
@@ -378,6 +379,35 @@ impl Remains {
         }
         Ok(())
     }
+}
+
+/// Agents collect their dead children, within the time that one of their turns may take.
+fn no_zombies() -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let left = zombies()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < Duration::from_secs(5), "agents left zombies: {left:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// PIDs of dead children of this flock's agents that nobody has collected.
+fn zombies() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // `PID (COMM) STATE PPID ...`, and COMM may hold anything.
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let (Some("Z"), Some(parent)) = (fields.next(), fields.next()) else { continue };
+        let words = std::fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&words).contains("/run/quelea-dev/demo/") {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(found)
 }
 
 /// PIDs and names of our processes.
