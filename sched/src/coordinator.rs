@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::api::{Event, MemberState};
+use crate::api::Event;
 use crate::app::{App, Lead, Pending};
-use crate::hash;
-use crate::msg::{self, Free, Message, Refusal};
+use crate::msg::{self, Message};
 use crate::place::{Question, Tally};
-use crate::record::{ClaimRecord, ClaimState, STAYS_MS};
 use crate::spec::Spec;
 use crate::turn::{Turn, backoff_ms};
 use crate::view::{Amounts, AppKey};
+
+mod answers;
+mod slots;
+
+pub(crate) use slots::{Held, Slot, gather};
 
 /// Offers in flight from one node, over all apps. Further slots wait for answers.
 pub(crate) const OFFERS_MAX: usize = 64;
@@ -35,96 +38,6 @@ const DOUBLE_US: u64 = 10_000_000;
 const STEADY_US: u64 = 30_000_000;
 /// A node that keeps failing an app is avoided this many times longer at most.
 const FLAP_FACTOR_MAX: u32 = 3;
-
-/// A claim of a slot that is meant to stay, as the coordinator weighs it.
-#[derive(Clone, Debug)]
-pub(crate) struct Held {
-    pub(crate) id: String,
-    pub(crate) node: String,
-    pub(crate) amounts: Amounts,
-    pub(crate) current: bool,
-    pub(crate) ready: bool,
-    pub(crate) draining: bool,
-    pub(crate) acked_us: Option<u64>,
-    created_ms: u64,
-}
-
-/// What is there of a slot.
-#[derive(Debug, Default)]
-pub(crate) struct Slot {
-    /// On live nodes, not leaving, best first.
-    pub(crate) live: Vec<Held>,
-    /// Told to stop but not gone.
-    pub(crate) leaving: u32,
-    /// Reported failed: `(id, node, reason)`.
-    pub(crate) failed: Vec<(String, String, String)>,
-    /// Replacement has to wait until then.
-    pub(crate) wait_until: u64,
-    /// One is offered.
-    pub(crate) offered: bool,
-}
-
-impl Slot {
-    /// Pods beyond the one it should have.
-    fn extra(&self) -> u32 {
-        let all = self.live.len() as u32 + self.leaving + u32::from(self.offered);
-        all.saturating_sub(1)
-    }
-
-    fn best(&self) -> Option<&Held> {
-        self.live.first()
-    }
-}
-
-/// Sorts an app's claims by slot.
-pub(crate) fn gather(turn: &Turn<'_>, key: &AppKey, app: &App, lead: &Lead) -> BTreeMap<u32, Slot> {
-    let mut slots: BTreeMap<u32, Slot> =
-        (0..app.replicas()).map(|n| (n, Slot::default())).collect();
-    let replace_us = app.spec.as_ref().map_or(0, |s| s.partition.replace_after_ms) * 1000;
-    for (id, claim) in turn.view.claims_of(key) {
-        let r = &claim.record;
-        let slot = slots.entry(r.slot).or_default();
-        let node = turn.view.nodes.get(&r.node);
-        if !turn.view.is_live(r) {
-            if let Some(n) = node.filter(|n| n.state == Some(MemberState::Dead)) {
-                slot.wait_until = slot.wait_until.max(n.died_us + replace_us);
-            }
-            if let Some(n) = node.filter(|n| n.stays()) {
-                // Its agent starts anew and its pods run on.
-                slot.wait_until = slot.wait_until.max(n.died_us + STAYS_MS * 1000);
-            }
-        } else if r.state == ClaimState::Failed {
-            slot.failed.push((id.to_owned(), r.node.clone(), r.reason.clone()));
-        } else if r.state == ClaimState::Stopping || lead.stops.contains_key(id) {
-            slot.leaving += 1;
-        } else {
-            slot.live.push(Held {
-                id: id.to_owned(),
-                node: r.node.clone(),
-                amounts: Amounts::of(r),
-                current: r.template == app.template,
-                ready: r.ready,
-                draining: node.is_some_and(|n| n.draining()),
-                acked_us: if r.node == turn.view.me {
-                    Some(turn.now_us)
-                } else {
-                    // A word from before its node's death says nothing about now.
-                    claim.acked_us.filter(|at| node.is_none_or(|n| *at >= n.since_us))
-                },
-                created_ms: r.created_ms,
-            });
-        }
-    }
-    for (number, slot) in &mut slots {
-        slot.offered = lead.offers.contains_key(number);
-        // Best first: right template, ready, not draining, oldest; the hash only breaks ties.
-        slot.live.sort_by_key(|h| {
-            let tie = hash::stable(&[h.id.as_bytes()]);
-            (!h.current, !h.ready, h.draining, h.created_ms, tie)
-        });
-    }
-    slots
-}
 
 impl Turn<'_> {
     /// Looks at an app that this node leads and does what is due. `held`: no starts now;
@@ -530,83 +443,6 @@ impl Turn<'_> {
             node.used = used;
         }
         fits
-    }
-
-    /// A node took a slot.
-    pub(crate) fn accepted(
-        &mut self,
-        key: &AppKey,
-        app: &mut App,
-        offer: u64,
-        record: &ClaimRecord,
-    ) {
-        let Some(mut lead) = app.lead.take() else { return };
-        let found = lead.offers.iter().find(|(_, p)| p.id == offer).map(|(slot, _)| *slot);
-        if let Some(slot) = found {
-            self.drop_offer(&mut lead, slot);
-            let node = record.node.clone();
-            self.event(Event::Placed { app: key.to_string(), slot, node });
-        }
-        app.lead = Some(lead);
-    }
-
-    /// A node refused a slot.
-    pub(crate) fn refused(
-        &mut self,
-        key: &AppKey,
-        app: &mut App,
-        from: &str,
-        offer: u64,
-        reason: &Refusal,
-        _free: Free,
-    ) {
-        if let Refusal::StaleTerm { term } = reason {
-            self.outranked(app, *term);
-        }
-        let Some(mut lead) = app.lead.take() else { return };
-        let found = lead.offers.iter().find(|(_, p)| p.id == offer).map(|(slot, _)| *slot);
-        if let Some(slot) = found {
-            self.drop_offer(&mut lead, slot);
-            if !matches!(reason, Refusal::StaleTerm { .. }) {
-                let until = self.after(REFUSED_MS);
-                lead.avoid.insert(from.to_owned(), until);
-            }
-            let memo = lead.slots.entry(slot).or_default();
-            memo.refused += 1;
-            if memo.refused.is_multiple_of(TRIES_MAX) {
-                memo.not_before = self.now_us + self.jitter_us(self.config.backoff_ms);
-            }
-            let (node, reason) = (from.to_owned(), reason.as_str().to_owned());
-            self.event(Event::Refused { app: key.to_string(), slot, node, reason });
-        }
-        app.lead = Some(lead);
-    }
-
-    /// A node heard a higher term: if this node still leads, it goes above it.
-    pub(crate) fn outranked(&mut self, app: &mut App, term: u64) {
-        let me = self.me().to_owned();
-        if let Some(lead) = &mut app.lead
-            && lead.term != 0
-            && term >= lead.term
-        {
-            lead.term = term.saturating_add(1);
-            app.term = (lead.term, me);
-        }
-    }
-
-    /// A claim vanished on a live node without being told to.
-    pub(crate) fn lost(&mut self, app: &mut App, id: &str, record: &ClaimRecord) {
-        let Some(mut lead) = app.lead.take() else { return };
-        let asked = lead.stops.remove(id).is_some() || lead.failed.remove(id);
-        if !asked && self.view.is_live(record) {
-            let memo = lead.slots.entry(record.slot).or_default();
-            // The first is free: a node that rebooted quickly is no reason to wait.
-            if memo.lost > 0 {
-                self.back_off(&mut lead, record.slot);
-            }
-            lead.slots.entry(record.slot).or_default().lost += 1;
-        }
-        app.lead = Some(lead);
     }
 }
 
