@@ -162,13 +162,13 @@ impl Nic {
     fn lose(&mut self, why: &str) {
         let Some(old) = self.lease.take() else { return };
         let link = &self.link;
-        say!("net: {} {why}: address {} removed", link.name, old.address);
         if let Some(gateway) = old.gateway {
             let gone = Message::no_default_route(link.index, gateway);
             let _ = request("default route", &link.name, gone);
         }
         let gone = Message::no_address(link.index, old.address, old.prefix);
         let _ = request("address", &link.name, gone);
+        say!("net: {} {why}: address {} removed", link.name, old.address);
     }
 }
 
