@@ -309,6 +309,7 @@ impl Builder<'_> {
             lease_s: 3600,
             mood: crate::fabric::Mood::Normal,
             heard: 0,
+            refused: 0,
         }
     }
 }

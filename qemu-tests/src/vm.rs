@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -80,6 +81,8 @@ pub struct Vm {
     child: Child,
     started: Instant,
     lines: Lines,
+    /// Ends with the serial line.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Vm {
@@ -135,10 +138,10 @@ impl Vm {
         let log = File::options().create(true).append(true).open(path("serial"))?;
         let into = Arc::clone(&lines);
         let pid = child.id();
-        std::thread::Builder::new()
+        let reader = std::thread::Builder::new()
             .name(format!("serial{n}"))
             .spawn(move || read_serial(serial, log, (started, pid), &into))?;
-        Ok(Self { plan, child, started, lines })
+        Ok(Self { plan, child, started, lines, reader: Some(reader) })
     }
 
     /// The plan it was started from.
@@ -183,6 +186,22 @@ impl Vm {
         text: &str,
         timeout: Duration,
     ) -> Result<(Duration, String)> {
+        self.wait_for(mark, text, timeout).map(|(_, line)| (line.at, line.text))
+    }
+
+    /// Waits until lines with these texts have come since `mark`, each after the one before it.
+    ///
+    /// # Errors
+    /// As [`Vm::line`], of the first that does not come in its place within `timeout`.
+    pub fn in_order(&mut self, mark: usize, texts: &[&str], timeout: Duration) -> Result<()> {
+        let mut from = mark;
+        for text in texts {
+            from = self.wait_for(from, text, timeout)?.0 + 1;
+        }
+        Ok(())
+    }
+
+    fn wait_for(&mut self, mark: usize, text: &str, timeout: Duration) -> Result<(usize, Line)> {
         let start = Instant::now();
         let timeout = timeout.mul_f64(pace::stretch());
         loop {
@@ -190,6 +209,9 @@ impl Vm {
                 return Ok(found);
             }
             let ended = self.child.try_wait()?;
+            if ended.is_some() {
+                self.hear_out();
+            }
             // One more look: the last words may have come between the two.
             if let Some(found) = self.find_after(mark, text) {
                 return Ok(found);
@@ -206,10 +228,18 @@ impl Vm {
         }
     }
 
-    fn find_after(&self, mark: usize, text: &str) -> Option<(Duration, String)> {
+    fn find_after(&self, mark: usize, text: &str) -> Option<(usize, Line)> {
         let lines = self.lines();
-        let line = lines.get(mark..)?.iter().find(|line| line.text.contains(text))?;
-        Some((line.at, line.text.clone()))
+        let mut later = lines.iter().enumerate().skip(mark);
+        let (place, line) = later.find(|(_, line)| line.text.contains(text))?;
+        Some((place, line.clone()))
+    }
+
+    /// Takes the last words of a QEMU that has ended: they are in the pipe when it is gone, and may not be in `lines` yet.
+    fn hear_out(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
     }
 
     /// Whether a line with `text` has come.
@@ -259,6 +289,7 @@ impl Vm {
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        self.hear_out();
         Ok(())
     }
 
@@ -297,7 +328,7 @@ impl Vm {
         self.qmp()?.command("set_link", serde_json::json!({"name": "n0", "up": up})).map(drop)
     }
 
-    /// Waits until QEMU ends by itself (power off, or reboot under `-no-reboot`).
+    /// Waits until QEMU ends by itself (power off, or reboot under `-no-reboot`); all its lines have come then.
     ///
     /// # Errors
     /// When it does not in time.
@@ -306,6 +337,9 @@ impl Vm {
         let done = pace::eventually(timeout, "QEMU ends", || {
             self.child.try_wait()?.map(|_| start.elapsed()).ok_or_else(|| anyhow!("still running"))
         });
+        if done.is_ok() {
+            self.hear_out();
+        }
         done.with_context(|| self.tail())
     }
 }

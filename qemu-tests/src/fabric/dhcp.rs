@@ -57,6 +57,8 @@ pub struct Dhcp {
     pub mood: Mood,
     /// Messages it understood, for assertions.
     pub heard: u64,
+    /// Requests it refused, for assertions.
+    pub refused: u64,
 }
 
 impl Dhcp {
@@ -109,7 +111,10 @@ impl Dhcp {
         let message_type = match (asked.message_type, self.mood) {
             (_, Mood::Silent) => return None,
             (DhcpMessageType::Discover, _) => DhcpMessageType::Offer,
-            (DhcpMessageType::Request, Mood::Nak) => DhcpMessageType::Nak,
+            (DhcpMessageType::Request, Mood::Nak) => {
+                self.refused += 1;
+                DhcpMessageType::Nak
+            }
             (DhcpMessageType::Request, Mood::Normal | Mood::TwoServers) => DhcpMessageType::Ack,
             _ => return None,
         };

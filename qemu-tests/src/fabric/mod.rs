@@ -136,6 +136,12 @@ impl Fabric {
         }
     }
 
+    /// Messages the DHCP server has understood, and requests it has refused.
+    #[must_use]
+    pub fn dhcp_counts(&self) -> (u64, u64) {
+        self.state().dhcp.as_ref().map_or((0, 0), |dhcp| (dhcp.heard, dhcp.refused))
+    }
+
     /// A time server at that address from now on, where somebody answers ARP for it (the DHCP server's own).
     pub fn time(&self, address: std::net::Ipv4Addr, telling: Telling) {
         self.state().time = Some(TimeServer { address, telling, heard: 0 });

@@ -82,7 +82,7 @@ pub(super) fn network_up(env: &Env, name: &str) -> Result<Outcome> {
 
     ctl.ask(crate::wire::Op::Write { path: "/run/power".into(), text: "off".into() })?;
     let off = vm.ended(SECONDS_20)?;
-    ensure!(vm.serial().iter().any(|l| l.contains("power-off: now")), "{}", vm.tail());
+    ensure!(vm.said("power-off: now"), "{}", vm.tail());
     let figures = vec![
         Figure::lower("qemu_boot", "network_up_s", up.as_secs_f64(), "s", Some(4.0)),
         Figure::lower("qemu_boot", "network_up_cpu_s", up_cpu, "s", None),
@@ -122,11 +122,17 @@ pub(super) fn dhcp_trouble(env: &Env, name: &str) -> Result<Outcome> {
     vm.line("net: no address after 3 s", SECONDS_20)?;
     vm.line("quelea-guest: ready", SECONDS_20)?;
     cluster.fabric.dhcp(Mood::Nak);
-    std::thread::sleep(Duration::from_secs(3));
-    ensure!(
-        !vm.serial().iter().any(|l| l.contains("net: up ")),
-        "an address from a refusing server"
-    );
+    let refused_at = pace::eventually(Duration::from_secs(30), "a refusal", || {
+        let (heard, refused) = cluster.fabric.dhcp_counts();
+        ensure!(refused > 0, "{heard} messages, none refused");
+        Ok(heard)
+    })?;
+    // Who asks again has heard the refusal.
+    pace::eventually(Duration::from_secs(30), "another question", || {
+        ensure!(cluster.fabric.dhcp_counts().0 > refused_at, "no question since the refusal");
+        Ok(())
+    })?;
+    ensure!(!vm.said("net: up "), "an address from a refusing server");
     cluster.fabric.dhcp(Mood::Normal);
     vm.line("net: up device=eth0 address=10.77.0.10/24", SECONDS_20)?;
     Ok(passed(env, cluster, Vec::new()))

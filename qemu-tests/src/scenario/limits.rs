@@ -39,11 +39,11 @@ fn limit(ctl: &mut Ctl, dir: &str, file: &str) -> Result<String> {
 
 /// CPU time the larger of two spinning apps gets for each second of the smaller, over ten seconds.
 fn cpu_share(ctl: &mut Ctl) -> Result<f64> {
-    let mut spinning = Vec::new();
-    for pid in ctl.find("/tool spin")? {
-        spinning.push(cgroup_of(ctl, &pid.to_string())?);
-    }
-    ensure!(spinning.len() == 2, "two should spin: {spinning:?}");
+    let spinning = eventually(seconds(10), "two that spin", || {
+        let pids = ctl.find("/tool spin")?;
+        ensure!(pids.len() == 2, "there are {pids:?}");
+        pids.iter().map(|pid| cgroup_of(ctl, &pid.to_string())).collect::<Result<Vec<_>>>()
+    })?;
     let used = |ctl: &mut Ctl| -> Result<Vec<f64>> {
         let of = |dir: &String| -> Result<f64> {
             let stat = ctl.read(&format!("{dir}/cpu.stat"))?;
@@ -72,9 +72,11 @@ fn out_of_memory(ctl: &mut Ctl) -> Result<()> {
         ensure!(names_memory(&why), "why says {why:?}");
         Ok(())
     })?;
-    let pods = pods(ctl, "hog")?;
-    let log = ctl.run(&["/usr/bin/quelea", "logs", "hog.0"])?;
-    ensure!(log.contains("ate 1 MiB") && !log.contains("ate 24 MiB"), "{log:?} of {pods:?}");
+    eventually(seconds(10), "its last words", || {
+        let log = ctl.run(&["/usr/bin/quelea", "logs", "hog.0"])?;
+        ensure!(log.contains("ate 1 MiB") && !log.contains("ate 24 MiB"), "{log:?}");
+        Ok(())
+    })?;
     ctl.run(&["/usr/bin/quelea", "stop", "hog"]).map(drop)
 }
 

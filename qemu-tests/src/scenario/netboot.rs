@@ -109,7 +109,7 @@ fn netboot(env: &Env, test: &str, firmware: Firmware) -> Result<Outcome> {
     check_labels(&mut ctl)?;
     check_log(&log, firmware)?;
     ensure!(log.contains("\"event\":\"configured\""), "{log}");
-    ensure!(cluster.vms[1].said("net: up device=eth0 address=10.77.0.11/24"), "another address");
+    cluster.vms[1].line("net: up device=eth0 address=10.77.0.11/24", seconds(10))?;
 
     // Ctrl-C ends it cleanly; the machine that it booted does not notice.
     ctl.kill(server, 2)?;
