@@ -12,15 +12,34 @@ use crate::api::types::Adopt;
 use crate::config::NodeFile;
 use crate::error::Error;
 use crate::flock::{Credentials, write_public, write_secret};
+use crate::keys;
 
-/// The files of a node's credentials, and whether each is a secret.
-const FILES: [(&str, bool); 6] = [
-    ("flock.json", false),
-    ("ca.pem", false),
-    ("operators", false),
-    ("node.pem", false),
-    ("gossip.key", true),
-    ("node.key", true),
+/// A file of a node's credentials.
+struct File {
+    name: &'static str,
+    secret: bool,
+    /// Not every flock has it.
+    optional: bool,
+}
+
+const fn public(name: &'static str) -> File {
+    File { name, secret: false, optional: false }
+}
+
+const fn secret(name: &'static str) -> File {
+    File { name, secret: true, optional: false }
+}
+
+/// The files of a node's credentials.
+const FILES: [File; 7] = [
+    public("flock.json"),
+    public("ca.pem"),
+    public("operators"),
+    public("node.pem"),
+    secret("gossip.key"),
+    secret("node.key"),
+    // Where the gossip key was rotated: without it the machine would speak with a key that nobody hears any more.
+    File { name: keys::FILE, secret: true, optional: true },
 ];
 /// The largest of them, in bytes.
 const FILE_BYTES_MAX: usize = 16 * 1024;
@@ -63,6 +82,7 @@ pub fn adopt(
     write_all(&trial, &given.files, &text)?;
     let read = Credentials::open(&trial).and_then(|credentials| {
         crate::tls::server(&trial)?;
+        keys::Ring::read(&trial.join(keys::FILE))?;
         Ok(credentials)
     });
     let removed = fs::remove_dir_all(&trial);
@@ -99,11 +119,7 @@ pub fn install(file: &NodeFile, file_path: &Path) -> Result<bool, Error> {
     }
     let text = crate::flock::read_text(&node_toml)?;
     NodeFile::parse(&text).map_err(|reason| Error::Config { path: node_toml.clone(), reason })?;
-    let mut files = BTreeMap::new();
-    for (name, _) in FILES {
-        files.insert(name.to_owned(), crate::flock::read_text(&kept.join(name))?);
-    }
-    write_to(&file.credentials, file_path, &files, &text)?;
+    write_to(&file.credentials, file_path, &files_of(&kept)?, &text)?;
     Ok(true)
 }
 
@@ -119,13 +135,18 @@ fn write_to(
     text: &str,
 ) -> Result<(), Error> {
     crate::flock::make_private_dir(dir)?;
-    for (name, secret) in FILES {
+    for File { name, secret, optional } in FILES {
+        let path = dir.join(name);
+        if optional && !files.contains_key(name) {
+            // What a former name left there would count.
+            remove(&path)?;
+            continue;
+        }
         let content =
             files.get(name).filter(|text| text.len() <= FILE_BYTES_MAX).ok_or_else(|| {
                 let reason = format!("{name} is missing or has more than {FILE_BYTES_MAX} bytes");
                 Error::Malformed { what: "adoption", reason }
             })?;
-        let path = dir.join(name);
         if secret {
             write_secret(&path, content.as_bytes())?;
         } else {
@@ -138,17 +159,20 @@ fn write_to(
 /// What the machine remembers under its former name would be taken for damage.
 fn forget_former(state: &Path) -> Result<(), Error> {
     for name in ["gossip", "network.json"] {
-        let path = state.join(name);
-        let removed =
-            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", &path, error));
-            }
-            _ => {}
-        }
+        remove(&state.join(name))?;
     }
     Ok(())
+}
+
+/// A file or a directory, which need not be there.
+fn remove(path: &Path) -> Result<(), Error> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The files of credentials in a directory, as an operator sends them.
@@ -156,9 +180,9 @@ fn forget_former(state: &Path) -> Result<(), Error> {
 /// # Errors
 /// One is missing or is no text.
 pub fn files_of(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
-    FILES
-        .into_iter()
-        .map(|(name, _)| Ok((name.to_owned(), crate::flock::read_text(&dir.join(name))?)))
+    let wanted = FILES.into_iter().filter(|file| !file.optional || dir.join(file.name).exists());
+    wanted
+        .map(|file| Ok((file.name.to_owned(), crate::flock::read_text(&dir.join(file.name))?)))
         .collect()
 }
 
@@ -194,6 +218,10 @@ mod tests {
         let wrong = Adopt { name: "n8".into(), ..given.clone() };
         let said = adopt(&wrong, &file, &path, id, true).unwrap_err().to_string();
         assert!(said.contains("those of n7, not n8"), "{said}");
+        let mut rotated = given.clone();
+        rotated.files.insert(keys::FILE.into(), "no ring".into());
+        let said = adopt(&rotated, &file, &path, id, true).unwrap_err().to_string();
+        assert!(said.contains("gossip.ring") && !said.contains("no ring"), "{said}");
         let mut short = given.clone();
         short.files.remove("node.key");
         assert!(
@@ -204,6 +232,10 @@ mod tests {
         assert_eq!(Credentials::open(&etc).unwrap().node, "new", "nothing has changed");
         assert!(!install(&file, &path).unwrap());
 
+        // The flock's key has been rotated.
+        let ring = bundle.keys().unwrap().next([]).unwrap();
+        ring.write(&dir.join("n7").join(keys::FILE)).unwrap();
+        let given = Adopt { files: files_of(&dir.join("n7")).unwrap(), ..given };
         let written = adopt(&given, &file, &path, id, true).unwrap();
         assert_eq!(written.disk, Some(file.state.join("adopted")));
         let now = NodeFile::open(&path).unwrap();
@@ -219,8 +251,13 @@ mod tests {
         assert_eq!(Credentials::open(&etc).unwrap().node, "n7");
         assert_eq!(NodeFile::open(&path).unwrap().name.as_deref(), Some("n7"));
         use std::os::unix::fs::PermissionsExt as _;
-        for secret in ["etc/node.key", "state/adopted/node.key", "state/adopted/gossip.key"] {
-            assert_eq!(fs::metadata(dir.join(secret)).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(keys::Ring::read(&etc.join(keys::FILE)).unwrap() == Some(ring));
+        let kept = ["node.key", "gossip.key", "gossip.ring"].map(|n| format!("state/adopted/{n}"));
+        for secret in kept.into_iter().chain(["etc/node.key".into(), "etc/gossip.ring".into()]) {
+            assert_eq!(
+                fs::metadata(dir.join(&secret)).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
         }
         fs::remove_dir_all(dir).unwrap();
     }
