@@ -144,9 +144,26 @@ pub struct Staging {
     running: String,
     state: State,
     order: Option<(Order, String)>,
+    place: Option<Place>,
     /// The file being written: which of the two, and what is missing of it.
     file: Option<(usize, File, Context, u64)>,
     done: usize,
+}
+
+/// The directory that is staged in. Nobody else stages there meanwhile: two uploads would mix their files.
+struct Place {
+    dir: PathBuf,
+    _lock: File,
+    whole: bool,
+}
+
+impl Drop for Place {
+    /// Half a boot image is worth nothing, and takes memory where it lies in a tmpfs.
+    fn drop(&mut self) {
+        if !self.whole {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
 }
 
 const NAMES: [&str; 2] = ["kernel", "initrd"];
@@ -161,6 +178,7 @@ impl Staging {
             running: running.into(),
             state: State::Length(Vec::new()),
             order: None,
+            place: None,
             file: None,
             done: 0,
         }
@@ -198,7 +216,16 @@ impl Staging {
         Ok(())
     }
 
-    fn empty(&self) -> Result<(), Error> {
+    fn empty(&mut self) -> Result<(), Error> {
+        let path = self.dir.with_extension("lock");
+        let lock = File::create(&path).map_err(|e| Error::io("write", &path, e))?;
+        lock.try_lock().map_err(|e| match e {
+            fs::TryLockError::WouldBlock => {
+                bad(format!("another upgrade of {} is being uploaded: wait for its end", self.node))
+            }
+            fs::TryLockError::Error(e) => Error::io("lock", &path, e),
+        })?;
+        self.place = Some(Place { dir: self.dir.clone(), _lock: lock, whole: false });
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &self.dir, e));
@@ -233,8 +260,6 @@ impl Staging {
             && let Some((_, _, hash, _)) = self.file.take()
         {
             if hash.finish().as_ref() != part.sha256 {
-                // Half a boot image is worth nothing.
-                let _ = fs::remove_dir_all(&self.dir);
                 return Err(bad(format!("the {name} is not the one that was signed")));
             }
             self.done += 1;
@@ -247,8 +272,8 @@ impl Staging {
     /// # Errors
     /// Something is missing; a file that cannot be written.
     pub fn finish(self) -> Result<(PathBuf, Order, String), Error> {
-        let Some((order, by)) = self.order.filter(|_| self.done == NAMES.len()) else {
-            let _ = fs::remove_dir_all(&self.dir);
+        let all = self.done == NAMES.len();
+        let (Some((order, by)), Some(mut place)) = (self.order.filter(|_| all), self.place) else {
             return Err(bad("it broke off"));
         };
         let path = self.dir.join("cmdline");
@@ -257,6 +282,7 @@ impl Staging {
             return Err(bad(format!("the kernel command line has {} bytes", line.len())));
         }
         fs::write(&path, line).map_err(|e| Error::io("write", &path, e))?;
+        place.whole = true;
         Ok((self.dir, order, by))
     }
 }
@@ -358,6 +384,18 @@ mod tests {
         ] {
             assert!(order.sign(&kit.key).unwrap_err().to_string().contains(words), "{words}");
         }
+        let mut broken = kit.staging();
+        broken.write(good.get(..good.len() - 1).unwrap()).unwrap();
+        assert!(staged.exists());
+        drop(broken);
+        assert!(!staged.exists(), "an upload that broke off is left behind");
+        let mut first = kit.staging();
+        first.write(good.get(..good.len() - 1).unwrap()).unwrap();
+        assert!(kit.staging().finish().is_err(), "nothing was sent");
+        let said = kit.staging().write(&good).unwrap_err().to_string();
+        assert!(said.contains("another upgrade of n1"), "{said}");
+        first.write(&good[good.len() - 1..]).unwrap();
+        first.finish().unwrap();
         let mut short = kit.staging();
         short.write(good.get(..good.len() - 1).unwrap()).unwrap();
         assert!(short.finish().is_err());
