@@ -21,6 +21,8 @@ use std::{
 
 /// Machines remembered. When that many were seen, further ones are not answered.
 pub const SEEN_MAX: usize = 4096;
+/// Machines remembered when one that `rack.toml` does not name is passed over: made-up addresses do not shut those out that are.
+pub const SEEN_BY_STRANGERS_MAX: usize = SEEN_MAX / 2;
 /// Machines booted before that a new one is told to join.
 pub const PEERS_MAX: usize = 8;
 
@@ -177,7 +179,7 @@ impl Core {
             let event = Event::new("unknown", mac).detail("not in rack.toml: not answered");
             return (None, self.tell(now, event));
         };
-        if self.seen.len() >= SEEN_MAX && !self.seen.contains_key(&mac) {
+        if self.is_full_for(mac) {
             let event = Event::new("unknown", mac).detail("too many machines seen: not answered");
             return (None, vec![event]);
         }
@@ -380,10 +382,12 @@ impl Core {
         };
         let uki = file == "uki.efi";
         let fits = match seen.stage {
-            Some(Stage::Open(t)) => t == token && file != "node.cpio",
-            Some(Stage::Scripted(t)) => t == token && file == "node.cpio",
+            Some(Stage::Open(t)) => same(&t, &token) && file != "node.cpio",
+            Some(Stage::Scripted(t)) => same(&t, &token) && file == "node.cpio",
             // An interrupted download goes on where it was.
-            Some(Stage::Taken(t, by)) => t == token && (!guarded || (by == peer && ask.resumes)),
+            Some(Stage::Taken(t, by)) => {
+                same(&t, &token) && (!guarded || (by == peer && ask.resumes))
+            }
             None => false,
         };
         if !fits {
@@ -431,6 +435,12 @@ impl Core {
             };
             self.rack.unnamed(&self.config.names, mac, reason).ok()
         })
+    }
+
+    /// Whether this machine cannot be remembered as well.
+    fn is_full_for(&self, mac: Mac) -> bool {
+        let most = if self.rack.names(mac) { SEEN_MAX } else { SEEN_BY_STRANGERS_MAX };
+        self.seen.len() >= most && !self.seen.contains_key(&mac)
     }
 
     /// The token of a machine's window: the one that is open, or a new one.
@@ -486,7 +496,7 @@ impl Core {
 
     /// Passes news on, unless the same was just told.
     fn tell(&mut self, now: Duration, event: Event) -> Vec<Event> {
-        if self.seen.len() >= SEEN_MAX && !self.seen.contains_key(&event.mac) {
+        if self.is_full_for(event.mac) {
             return vec![event];
         }
         let seen = self.seen.entry(event.mac).or_default();
@@ -496,6 +506,11 @@ impl Core {
         seen.told = Some((event.event, now));
         vec![event]
     }
+}
+
+/// Compares all of it, however early they differ: how long a refusal takes says nothing.
+fn same(one: &Token, other: &Token) -> bool {
+    one.iter().zip(other).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 #[cfg(test)]

@@ -254,13 +254,15 @@ fn the_only_server_lends_addresses_to_all() {
 #[test]
 fn a_flood_of_strangers_ends() {
     let mut world = World::new(|_| {});
-    for n in 0..SEEN_MAX + 50 {
+    for n in 0..SEEN_BY_STRANGERS_MAX + 50 {
         let [a, b] = (n as u16).to_be_bytes();
         let bytes = message([2, 0, 0, 0, a, b], &[(53, &[1]), (60, BIOS)]);
         let answered = world.dhcp(s(0), false, &bytes).is_some();
-        assert_eq!(answered, n < SEEN_MAX, "{n}");
+        assert_eq!(answered, n < SEEN_BY_STRANGERS_MAX, "{n}");
     }
-    assert_eq!(world.core.seen.len(), SEEN_MAX);
+    assert_eq!(world.core.seen.len(), SEEN_BY_STRANGERS_MAX);
+    let named = message(raw(1), &[(53, &[1]), (60, BIOS)]);
+    assert!(world.dhcp(s(0), false, &named).is_some(), "rack.toml names it");
 }
 
 proptest::proptest! {

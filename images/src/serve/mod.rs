@@ -42,6 +42,7 @@ use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{net::UdpSocket, sync::Semaphore};
@@ -304,10 +305,10 @@ fn tell_tftp(shared: &Shared, from: SocketAddr, what: &'static str, detail: &str
 }
 
 async fn answer_http(shared: &Rc<Shared>, listener: &tokio::net::TcpListener) -> std::io::Error {
-    let places = Rc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        // The semaphore is never closed.
-        let place = Rc::clone(&places);
+        // Before it is accepted, so that those who wait take no descriptor. The semaphore is never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { continue };
         let (stream, from) = match listener.accept().await {
             Ok(got) => got,
             // Out of descriptors, or the client went: others go on.
@@ -320,9 +321,9 @@ async fn answer_http(shared: &Rc<Shared>, listener: &tokio::net::TcpListener) ->
         let SocketAddr::V4(from) = from else { continue };
         let shared = Rc::clone(shared);
         tokio::task::spawn_local(async move {
-            let Ok(_place) = place.acquire().await else { return };
             let _ =
                 tokio::time::timeout(CONNECTION_TIMEOUT, serve_one(&shared, stream, from)).await;
+            drop(place);
         });
     }
 }

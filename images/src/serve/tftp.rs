@@ -13,6 +13,9 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// Longest packet a client sends.
 pub const PACKET_BYTES_MAX: usize = 512;
 
+/// Longest pause between two packets that is agreed to, in seconds: one session lasts some six minutes at most.
+pub const TIMEOUT_S_MAX: usize = 10;
+
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What a request came to.
@@ -168,7 +171,8 @@ impl Session {
                     say("blksize", self.block_bytes);
                 }
                 ("tsize", Ok(_)) => say("tsize", self.file.len()),
-                ("timeout", Ok(n @ 1..=255)) => {
+                // A longer one is passed over (RFC 2349): a place would be taken for hours.
+                ("timeout", Ok(n @ 1..=TIMEOUT_S_MAX)) => {
                     self.retry = Duration::from_secs(n as u64);
                     say("timeout", n);
                 }
@@ -252,8 +256,11 @@ mod tests {
         assert_eq!(oack, b"\0\x06tsize\x003000\0blksize\x001468\0");
         let Step::Send(data) = session.input(ZERO, &ack(0)) else { panic!() };
         assert_eq!(data.len(), 4 + BLOCK_BYTES_MAX);
-        let (_, data) = begin(&["snponly.efi", "octet", "blksize", "4"]);
-        assert_eq!(data.len(), 516, "a size that cannot be is passed over");
+        for [option, value] in [["blksize", "4"], ["timeout", "0"], ["timeout", "255"]] {
+            let (_, data) = begin(&["snponly.efi", "octet", option, value]);
+            assert_eq!(data.len(), 516, "{option} of {value} is passed over");
+        }
+        assert_eq!(begin(&["snponly.efi", "octet", "timeout", "5"]).1, b"\0\x06timeout\x005\0");
     }
 
     #[test]
