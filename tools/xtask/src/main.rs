@@ -46,7 +46,7 @@ enum Task {
     },
     /// Measure one part against its goals and its peers
     Bench {
-        /// Which: gossip
+        /// Which: gossip or container
         name: String,
         #[command(flatten)]
         options: bench::Options,
