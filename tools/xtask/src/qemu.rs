@@ -38,7 +38,7 @@ pub(crate) struct Asked {
     /// Seed of the network's losses
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where Debian's kernel packages are kept [default: below target]
+    /// Where Debian's kernel packages are kept [default: target/kernels]
     #[arg(long)]
     cache: Option<std::path::PathBuf>,
 }
@@ -68,9 +68,9 @@ pub(crate) fn qemu(asked: &Asked) -> Result<()> {
     }
     run::install(PACKAGES)?;
     command.args(["--profile", &asked.profile, "--seed", &asked.seed.to_string()]);
-    if let Some(cache) = &asked.cache {
-        command.arg("--cache").arg(cache);
-    }
+    // Where `cargo xtask image` keeps them, too, and CI from one run to the next.
+    let cache = asked.cache.clone().unwrap_or_else(|| run::root().join("target/kernels"));
+    command.arg("--cache").arg(cache);
     if asked.profile == "release" {
         let built = run::build()?;
         for name in ["quelead", "quelea", "hello"] {

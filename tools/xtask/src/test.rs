@@ -49,6 +49,9 @@ pub(crate) fn test(wanted: &[String]) -> Result<()> {
         ("mkfs.xfs", "xfsprogs"),
         ("parted", "parted"),
         ("losetup", "mount"),
+        // What `imagefs` compares its readers with.
+        ("python3", "python3"),
+        ("zstd", "zstd"),
         // What `initd` compares its isolation and its filters with. (A path stands for itself.)
         ("crun", "crun"),
         ("runc", "runc"),
