@@ -63,6 +63,13 @@ pub enum Input<'a> {
     },
     /// The node is reached at another address from now on.
     Address(SocketAddr),
+    /// The kernel refused a datagram as too long for the link (EMSGSIZE). It is lost, as any datagram may be.
+    TooLong {
+        /// Where it was to go.
+        to: SocketAddr,
+        /// Its length.
+        len_bytes: usize,
+    },
 }
 
 /// Something the shell has to do or to know, in order.
@@ -73,7 +80,8 @@ pub enum Output {
     Send {
         /// To where.
         to: SocketAddr,
-        /// The sealed bytes, at most [`crate::PACKET_MAX_BYTES`].
+        /// The sealed bytes, at most [`crate::PACKET_MAX_BYTES`]. More than [`crate::PACKET_SAFE_BYTES`] must not be
+        /// fragmented on the way: they are also a question whether the path takes them.
         bytes: Vec<u8>,
     },
     /// Remember this across restarts. A diskless node ignores it.

@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 
 use crate::frame::KeyRing;
 
-/// Largest UDP payload we send: 1,280 bytes (the IPv6 minimum MTU, RFC 8200 section 5) less 48 of headers.
-pub const PACKET_MAX_BYTES: usize = 1232;
+/// Largest UDP payload for a path that nothing is known of: 1,280 bytes (the IPv6 minimum MTU, RFC 8200 section 5) less 48
+/// of headers.
+pub const PACKET_SAFE_BYTES: usize = 1232;
+/// Largest UDP payload at all: a jumbo frame less 48 of headers. Only to peers that have confirmed that it arrives.
+pub const PACKET_MAX_BYTES: usize = 8952;
 /// Longest unicast payload.
 pub const UNICAST_MAX_BYTES: usize = 1100;
 /// Longest record body.
@@ -132,11 +135,15 @@ pub struct Config {
     pub seeds: Vec<SocketAddr>,
     /// Bounds of the map.
     pub limits: Limits,
+    /// A multicast group of the link on which nodes without seeds look for the flock, and on which this node answers
+    /// them; `None`: neither. Every node of the link has to name the same one.
+    pub discover: Option<SocketAddr>,
 }
 
 impl Config {
-    /// A configuration with the profile's timing, default limits and no seeds.
+    /// A configuration with the profile's timing, default limits and no seeds or discovery.
     pub fn new(keys: KeyRing, profile: Profile) -> Config {
-        Config { keys, timing: Timing::of(profile), seeds: Vec::new(), limits: Limits::default() }
+        let (timing, limits) = (Timing::of(profile), Limits::default());
+        Config { keys, timing, seeds: Vec::new(), limits, discover: None }
     }
 }

@@ -80,7 +80,7 @@ impl Gossip {
         Ok(Gossip {
             keys: cfg.keys,
             timing: cfg.timing,
-            swim: Swim::new(me, cfg.timing, Contact::new(&seeds)),
+            swim: Swim::new(me, cfg.timing, Contact::new(&seeds, cfg.discover)),
             map,
             net: Outbox::default(),
             scratch: Vec::new(),
@@ -147,14 +147,16 @@ impl Gossip {
                 let result = self.forget(name, &mut step);
                 refuse(result, &mut step);
             }
+            Input::TooLong { to, len_bytes } => self.net.paths.refused(to, len_bytes),
             Input::Address(addr) => {
                 self.with_swim(&mut step, |swim, ctx| swim.readdress(addr, ctx));
             }
         }
         let me = self.sender();
         let swim = &mut self.swim;
-        self.net
-            .flush(&self.keys, me, step.out, |dest, packet, room| swim.ride(dest, packet, room));
+        self.net.flush(&self.keys, me, now_us, step.out, |dest, packet, room| {
+            swim.ride(dest, packet, room);
+        });
     }
 
     /// When [`Input::Timer`] is due next; never after [`Event::Left`].
@@ -328,11 +330,18 @@ impl Gossip {
         *self.key_frames.entry(opened.key).or_default() += 1;
         if !opened.bound {
             // An open frame may greet and nothing else.
-            let Some(Message::Hello(u)) = Message::next(&mut reader) else { return None };
+            let (u, beacon) = match Message::next(&mut reader)? {
+                Message::Hello(u) => (u, false),
+                Message::Beacon(u) => (u, true),
+                _ => return None,
+            };
             if u.nid != nid || u.generation != generation || opened.boot == self.net.boot() {
                 return None;
             }
-            self.with_swim(step, |swim, ctx| swim.on_hello(from, &u, place, ctx));
+            self.with_swim(step, |swim, ctx| match beacon {
+                false => swim.on_hello(from, &u, place, ctx),
+                true => swim.on_beacon(from, &u, place, ctx),
+            });
             return Some(());
         }
         let dest = Dest { addr: from, to: Binding::To { nid, generation } };
@@ -346,8 +355,17 @@ impl Gossip {
         if nid != me.nid {
             self.swim.admit(nid, generation, place.0, place.1)?;
         }
+        let mut probed = nid == me.nid;
         while let Some(message) = Message::next(&mut reader) {
-            self.message(nid, dest, &message, step);
+            match message {
+                // One receipt a frame.
+                Message::PathProbe if std::mem::replace(&mut probed, true) => {}
+                Message::PathProbe => self.net.push(dest, tag::PATH_ACK, |out| {
+                    crate::wire::put_varint(out, bytes.len() as u64);
+                }),
+                Message::PathAck { len } => self.net.paths.answered(nid, len),
+                _ => self.message(nid, dest, &message, step),
+            }
             if nid == me.nid {
                 // Only a namesake's answer to our greeting gets here.
                 return Some(());

@@ -13,7 +13,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::api::{Event, Input, Output, Persist};
-use crate::config::{Config, PACKET_MAX_BYTES};
+use crate::config::{Config, PACKET_MAX_BYTES, PACKET_SAFE_BYTES};
 use crate::core::Gossip;
 use crate::disk::{Disk, Worker};
 use crate::error::Error;
@@ -30,6 +30,8 @@ const SYNC_US: u64 = 1_000_000;
 const TOUCH_US: u64 = 3_600_000_000;
 /// A call longer than this is counted: the loop that owns us must stay fast.
 const SLOW_US: u64 = 100_000;
+/// Refusals of one call that the core is told of; the rest is told when it happens again.
+const TOO_LONG_MAX: usize = 16;
 /// Shortest time between two reports of slow calls.
 const SLOW_QUIET_US: u64 = 60_000_000;
 
@@ -49,6 +51,12 @@ pub struct DriverConfig {
     pub gossip: Config,
 }
 
+/// The multicast group for [`Config::discover`] of a node with this address and gossip port: one for all flocks, which
+/// their keys keep apart. `None`: a loopback address is on no link.
+pub fn group_for(local: std::net::IpAddr, port: u16) -> Option<SocketAddr> {
+    crate::sys::group_for(local, port)
+}
+
 /// Counters since start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DriverStats {
@@ -60,6 +68,8 @@ pub struct DriverStats {
     pub sent_bytes: u64,
     /// Datagrams the kernel did not take.
     pub unsent: u64,
+    /// Of these: longer than the link takes.
+    pub too_long: u64,
     /// Calls that took more than 100 ms.
     pub slow_calls: u64,
     /// The longest call in microseconds.
@@ -71,7 +81,12 @@ pub struct DriverStats {
 pub struct Driver {
     gossip: Gossip,
     socket: UdpSocket,
+    /// Bound to the group on which nodes without seeds look for the flock.
+    group: Option<UdpSocket>,
     addr: SocketAddr,
+    /// Whether what is sent now may not be fragmented.
+    whole: bool,
+    too_long: Vec<(SocketAddr, usize)>,
     disk: Option<Worker>,
     /// Local records on their way to the disk, by ticket.
     promised: VecDeque<(u64, String, Rev)>,
@@ -109,6 +124,21 @@ impl Driver {
             let errno = libc::EADDRNOTAVAIL;
             return Err(Error::Socket { operation: "advertise a wildcard", addr, errno });
         }
+        let mut cfg = cfg;
+        let group = match cfg.gossip.discover {
+            None => None,
+            Some(group) => {
+                let group = crate::sys::on_link(group, addr.ip());
+                cfg.gossip.discover = Some(group);
+                let joined = crate::sys::join_group(group, addr.ip());
+                Some(joined.map_err(|(operation, e)| Error::Socket {
+                    operation,
+                    addr: group,
+                    errno: e.raw_os_error().unwrap_or(0),
+                })?)
+            }
+        };
+        crate::sys::set_whole(&socket, addr, false);
         let wall_ms = wall_ms();
         let (disk, restored, generation) = match &cfg.dir {
             None => (None, None, wall_ms.max(1)),
@@ -125,7 +155,10 @@ impl Driver {
         Ok(Driver {
             gossip,
             socket,
+            group,
             addr,
+            whole: false,
+            too_long: Vec::new(),
             disk,
             promised: VecDeque::new(),
             rng: Xoshiro256PlusPlus::from_seed(seed),
@@ -144,6 +177,9 @@ impl Driver {
     /// [`Error::Socket`].
     pub fn register(&mut self, registry: &Registry, token: Token) -> Result<(), Error> {
         let mut result = registry.register(&mut self.socket, token, Interest::READABLE);
+        if let Some(group) = &mut self.group {
+            result = result.and(registry.register(group, token, Interest::READABLE));
+        }
         if let Some(disk) = &mut self.disk {
             let pipe = registry.register(&mut disk.done, token, Interest::READABLE);
             result = result.and(pipe);
@@ -157,6 +193,9 @@ impl Driver {
     /// [`Error::Socket`].
     pub fn deregister(&mut self, registry: &Registry) -> Result<(), Error> {
         let mut result = registry.deregister(&mut self.socket);
+        if let Some(group) = &mut self.group {
+            result = result.and(registry.deregister(group));
+        }
         if let Some(disk) = &mut self.disk {
             result = result.and(registry.deregister(&mut disk.done));
         }
@@ -168,7 +207,7 @@ impl Driver {
         self.addr
     }
 
-    /// The socket is readable: takes in up to 512 datagrams; if there are more, [`Driver::next_deadline`] is at once. News
+    /// The sockets are readable: takes in up to 512 datagrams of each; if there are more, [`Driver::next_deadline`] is at once. News
     /// are appended to `events`.
     ///
     /// # Errors
@@ -177,22 +216,26 @@ impl Driver {
         let start = Instant::now();
         let wall_ms = wall_ms();
         let mut bytes = [0; PACKET_MAX_BYTES + 1];
-        self.unread = true;
-        for _ in 0..READ_MAX {
-            match self.socket.recv_from(&mut bytes) {
-                Ok((len, from)) => {
-                    self.stats.received += 1;
-                    let bytes = bytes.get(..len).unwrap_or(&[]);
-                    let input = Input::Datagram { from, bytes };
-                    self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.out);
+        self.unread = false;
+        for socket in [Some(&self.socket), self.group.as_ref()].into_iter().flatten() {
+            let mut more = true;
+            for _ in 0..READ_MAX {
+                match socket.recv_from(&mut bytes) {
+                    Ok((len, from)) => {
+                        self.stats.received += 1;
+                        let bytes = bytes.get(..len).unwrap_or(&[]);
+                        let input = Input::Datagram { from, bytes };
+                        self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.out);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        more = false;
+                        break;
+                    }
+                    // An ICMP error of something sent earlier; the core finds out by silence.
+                    Err(_) => {}
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.unread = false;
-                    break;
-                }
-                // An ICMP error of something sent earlier; the core finds out by silence.
-                Err(_) => {}
             }
+            self.unread |= more;
         }
         self.finish(now_us, wall_ms, start, events)
     }
@@ -279,6 +322,11 @@ impl Driver {
                 }
             }
         }
+        for (to, len_bytes) in std::mem::take(&mut self.too_long) {
+            // It notes that and sends nothing: the next long frame is shorter.
+            let input = Input::TooLong { to, len_bytes };
+            self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.out);
+        }
         let result = self.store(local, now_us, wall_ms, events);
         self.turn_took(start.elapsed().as_micros() as u64, now_us, events);
         result
@@ -331,13 +379,26 @@ impl Driver {
     }
 
     fn send(&mut self, to: SocketAddr, bytes: &[u8]) {
+        let whole = bytes.len() > PACKET_SAFE_BYTES;
+        if whole != self.whole {
+            self.whole = whole;
+            crate::sys::set_whole(&self.socket, self.addr, whole);
+        }
         match self.socket.send_to(bytes, to) {
             Ok(_) => {
                 self.stats.sent += 1;
                 self.stats.sent_bytes += bytes.len() as u64;
             }
             // Full buffer, no route, nobody there: a lost datagram like any other.
-            Err(_) => self.stats.unsent += 1,
+            Err(e) => {
+                self.stats.unsent += 1;
+                if e.raw_os_error() == Some(libc::EMSGSIZE) {
+                    self.stats.too_long += 1;
+                    if self.too_long.len() < TOO_LONG_MAX {
+                        self.too_long.push((to, bytes.len()));
+                    }
+                }
+            }
         }
     }
 

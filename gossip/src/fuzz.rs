@@ -119,7 +119,9 @@ pub fn message(bytes: &[u8]) {
                     same_update(&update);
                 }
             }
-            Message::Hello(update) | Message::HelloAck(update, _) => same_update(&update),
+            Message::Hello(update) | Message::Beacon(update) | Message::HelloAck(update, _) => {
+                same_update(&update);
+            }
             Message::MapRecord(record) => {
                 let Some(record) = read_record(&mut Reader::new(record)) else { continue };
                 let mut written = Vec::new();

@@ -50,6 +50,7 @@ pub mod map;
 mod member;
 mod message;
 mod outbox;
+mod path;
 #[doc(hidden)]
 pub mod rig;
 mod swim;
@@ -60,7 +61,7 @@ mod wire;
 pub use api::{Event, Expect, Input, Output, Persist};
 pub use config::{
     BODY_MAX_BYTES, Config, KEY_MAX_BYTES, Limits, MEMBERS_MAX, NAME_MAX_BYTES, PACKET_MAX_BYTES,
-    Profile, SEEDS_MAX, Timing, UNICAST_MAX_BYTES,
+    PACKET_SAFE_BYTES, Profile, SEEDS_MAX, Timing, UNICAST_MAX_BYTES,
 };
 pub use core::{Gossip, Restored, Stats};
 pub use error::Error;

@@ -29,6 +29,9 @@ pub(crate) mod tag {
     pub(crate) const MEMBER_WANT: u8 = 10;
     pub(crate) const UNICAST: u8 = 11;
     pub(crate) const OUTDATED: u8 = 12;
+    pub(crate) const BEACON: u8 = 13;
+    pub(crate) const PATH_PROBE: u8 = 14;
+    pub(crate) const PATH_ACK: u8 = 15;
     pub(crate) const MAP_DIGEST: u8 = 16;
     pub(crate) const MAP_LIST: u8 = 17;
     pub(crate) const MAP_PULL: u8 = 18;
@@ -62,6 +65,12 @@ pub(crate) enum Message<'a> {
     MemberWant { buckets: u64 },
     /// Your generation is not above one that is known of your name, last seen at this address.
     Outdated { generation: u64, addr: SocketAddr },
+    /// Open frame to everybody on the link: does anybody of the flock hear me?
+    Beacon(Update<'a>),
+    /// Fills a long frame; say that it has arrived.
+    PathProbe,
+    /// A frame of that length with a probe in it has arrived.
+    PathAck { len: usize },
     /// For the layers above.
     Unicast(&'a [u8]),
     /// Hashes of my map buckets.
@@ -111,6 +120,9 @@ impl<'a> Message<'a> {
             }
             tag::MEMBER_WANT => Message::MemberWant { buckets: r.u64()? },
             tag::OUTDATED => Message::Outdated { generation: r.varint()?, addr: r.addr()? },
+            tag::BEACON => Message::Beacon(Update::read(r)?),
+            tag::PATH_PROBE => Message::PathProbe,
+            tag::PATH_ACK => Message::PathAck { len: r.len(crate::config::PACKET_MAX_BYTES)? },
             tag::UNICAST => Message::Unicast(r.rest()),
             tag::MAP_DIGEST => Message::MapDigest(r.bytes(4 * MAP_BUCKETS)?.try_into().ok()?),
             tag::MAP_LIST => Message::MapList { first: r.u64()?, last: r.u64()?, items: *r },

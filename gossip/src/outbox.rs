@@ -5,13 +5,17 @@ use std::net::SocketAddr;
 use rand::Rng;
 
 use crate::api::Output;
-use crate::config::PACKET_MAX_BYTES;
+use crate::config::{PACKET_MAX_BYTES, PACKET_SAFE_BYTES};
 use crate::frame::{Binding, COUNTER_MAX, KeyRing, OVERHEAD_BYTES};
 use crate::member::Nid;
+use crate::message::tag;
+use crate::path::Paths;
 use crate::wire::put_varint;
 
 /// Room for messages in one packet, after frame, name hash and the longest generation.
-pub(crate) const ROOM_BYTES: usize = PACKET_MAX_BYTES - OVERHEAD_BYTES - 8 - 10;
+pub(crate) const ROOM_BYTES: usize = PACKET_SAFE_BYTES - OVERHEAD_BYTES - 8 - 10;
+/// Tag and length of a probe's padding.
+const PROBE_HEAD_BYTES: usize = 3;
 
 /// An addressee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub(crate) struct Outbox {
     counter: u64,
     /// Frames sealed so far.
     pub(crate) sealed: u64,
+    /// How long frames may be.
+    pub(crate) paths: Paths,
 }
 
 impl Outbox {
@@ -66,6 +72,7 @@ impl Outbox {
         &mut self,
         keys: &KeyRing,
         me: Sender,
+        now_us: u64,
         out: &mut Vec<Output>,
         mut fill: impl FnMut(Dest, &mut Vec<u8>, usize),
     ) {
@@ -87,25 +94,70 @@ impl Outbox {
                 }
             };
             let Some((_, packet)) = open.get_mut(slot) else { continue };
-            if packet.len() + message.len() > PACKET_MAX_BYTES - OVERHEAD_BYTES {
+            if packet.len() + message.len() > PACKET_SAFE_BYTES - OVERHEAD_BYTES
+                && packet.len() + message.len() > self.room_for_more(dest, now_us)
+            {
                 let full = std::mem::replace(packet, head(me));
-                self.seal(keys, dest, &full, out);
+                self.seal(keys, dest, full, now_us, out);
+                self.probe(keys, dest, (me, now_us), out);
             }
             if let Some((_, packet)) = open.get_mut(slot) {
                 packet.extend_from_slice(message);
             }
         }
         for (dest, mut packet) in open {
-            let room = (PACKET_MAX_BYTES - OVERHEAD_BYTES).saturating_sub(packet.len());
+            let room = (PACKET_SAFE_BYTES - OVERHEAD_BYTES).saturating_sub(packet.len());
             fill(dest, &mut packet, room);
-            self.seal(keys, dest, &packet, out);
+            self.seal(keys, dest, packet, now_us, out);
         }
         // Keep the allocations for the next step.
         self.bytes = bytes;
         self.bytes.clear();
     }
 
-    fn seal(&mut self, keys: &KeyRing, dest: Dest, plain: &[u8], out: &mut Vec<Output>) {
+    /// Longest plain text for an addressee to whom there is more to say than fits; with room for a probe's head.
+    fn room_for_more(&mut self, dest: Dest, now_us: u64) -> usize {
+        let found = match dest.to {
+            Binding::Open => PACKET_SAFE_BYTES,
+            Binding::To { nid, .. } => self.paths.room_for_more(nid, dest.addr, now_us),
+        };
+        let safe = PACKET_SAFE_BYTES - OVERHEAD_BYTES;
+        safe.max(found.saturating_sub(OVERHEAD_BYTES + PROBE_HEAD_BYTES))
+    }
+
+    /// Tries a longer frame, if that is due: there is more to say than fits into one.
+    fn probe(
+        &mut self,
+        keys: &KeyRing,
+        dest: Dest,
+        (me, now_us): (Sender, u64),
+        out: &mut Vec<Output>,
+    ) {
+        let Binding::To { nid, .. } = dest.to else { return };
+        let Some(size) = self.paths.probe(nid, now_us) else { return };
+        let mut packet = head(me);
+        pad(&mut packet, size);
+        self.seal_as_is(keys, dest, &packet, out);
+    }
+
+    fn seal(
+        &mut self,
+        keys: &KeyRing,
+        dest: Dest,
+        mut packet: Vec<u8>,
+        now_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        if packet.len() + OVERHEAD_BYTES > PACKET_SAFE_BYTES
+            && let Binding::To { nid, .. } = dest.to
+            && let Some(size) = self.paths.asks(nid, now_us)
+        {
+            pad(&mut packet, size);
+        }
+        self.seal_as_is(keys, dest, &packet, out);
+    }
+
+    fn seal_as_is(&mut self, keys: &KeyRing, dest: Dest, plain: &[u8], out: &mut Vec<Output>) {
         if self.counter >= COUNTER_MAX {
             return;
         }
@@ -115,6 +167,15 @@ impl Outbox {
         debug_assert!(bytes.len() <= PACKET_MAX_BYTES);
         out.push(Output::Send { to: dest.addr, bytes });
     }
+}
+
+/// Fills a packet with a probe so that its frame gets this long. The length always takes two bytes (LEB128 may be longer
+/// than it needs to be).
+fn pad(packet: &mut Vec<u8>, frame_bytes: usize) {
+    let end = frame_bytes.saturating_sub(OVERHEAD_BYTES);
+    let len = end.saturating_sub(packet.len() + PROBE_HEAD_BYTES);
+    packet.extend_from_slice(&[tag::PATH_PROBE, (len as u8 & 0x7f) | 0x80, (len >> 7) as u8]);
+    packet.resize(packet.len() + len, 0);
 }
 
 fn head(me: Sender) -> Vec<u8> {

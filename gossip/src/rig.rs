@@ -137,7 +137,7 @@ impl MapFlock {
         };
         what(&mut n.map, &mut ctx);
         let me = Sender { nid: n.nid, generation: GENERATION };
-        n.net.flush(&self.keys, me, &mut out, |_, _, _| {});
+        n.net.flush(&self.keys, me, self.now_us, &mut out, |_, _, _| {});
         for output in out {
             let Output::Send { to, bytes } = output else { continue };
             self.sent_bytes += bytes.len() as u64;

@@ -18,6 +18,7 @@
 //! - a late timer means that *we* stood still: nobody is blamed for that time.
 
 mod contact;
+mod discover;
 mod health;
 mod namesake;
 mod probe;

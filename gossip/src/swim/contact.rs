@@ -9,6 +9,7 @@ use crate::frame::{Binding, Window};
 use crate::member::{Nid, State};
 use crate::message::{Accusers, Message, Standing, Update, tag};
 use crate::outbox::Dest;
+use crate::swim::discover::Discover;
 use crate::swim::{Ctx, Swim, Timer, table};
 
 /// Addresses greeted at once while alone.
@@ -33,11 +34,12 @@ pub(crate) struct Contact {
     greeters: BTreeMap<u64, Window>,
     answer_second: u64,
     answers: u64,
+    pub(super) discover: Discover,
 }
 
 impl Contact {
-    pub(crate) fn new(seeds: &[SocketAddr]) -> Contact {
-        let mut contact = Contact::default();
+    pub(crate) fn new(seeds: &[SocketAddr], group: Option<SocketAddr>) -> Contact {
+        let mut contact = Contact { discover: Discover::new(group), ..Contact::default() };
         contact.add(seeds);
         contact
     }
@@ -51,7 +53,7 @@ impl Contact {
     }
 
     /// Whether a greeting may be answered: never twice, and not too many.
-    fn admit(&mut self, boot: u64, counter: u64, now_us: u64) -> bool {
+    pub(super) fn admit(&mut self, boot: u64, counter: u64, now_us: u64) -> bool {
         let second = now_us / 1_000_000;
         if second != self.answer_second {
             (self.answer_second, self.answers) = (second, 0);
@@ -97,8 +99,9 @@ impl Swim {
         let alone = self.table.live().is_empty();
         let mut places = self.places();
         let wait_us = if alone {
-            // Without anybody to look for, this node is the flock.
-            if places.is_empty() && !self.contact.joined && self.contact.seeds.is_empty() {
+            // Without anybody to look for (and nobody who has heard our beacons), this node is the flock.
+            let nowhere = places.is_empty() && self.contact.seeds.is_empty();
+            if nowhere && !self.contact.joined && !self.contact.discover.waits(self.contact.tries) {
                 self.joined(ctx);
             }
             let stretch = u64::from(self.contact.tries.min(8));
@@ -117,6 +120,7 @@ impl Swim {
         for addr in places.into_iter().take(if alone { GREET } else { 1 }) {
             self.greet(addr, ctx);
         }
+        self.beacon(ctx);
     }
 
     /// Addresses of dead members, and seeds at which no live member sits.
@@ -145,9 +149,19 @@ impl Swim {
         (boot, counter): (u64, u64),
         ctx: &mut Ctx<'_>,
     ) {
-        if self.leave_rounds.is_some() || !self.contact.admit(boot, counter, ctx.now_us) {
-            return;
+        if self.leave_rounds.is_none() && self.contact.admit(boot, counter, ctx.now_us) {
+            self.answer(from, u, boot, ctx);
         }
+    }
+
+    /// Answers a greeting, to the one who greeted and nobody else.
+    pub(super) fn answer(
+        &mut self,
+        from: SocketAddr,
+        u: &Update<'_>,
+        boot: u64,
+        ctx: &mut Ctx<'_>,
+    ) {
         let to = Binding::To { nid: u.nid, generation: u.generation };
         let dest = Dest { addr: from, to };
         let known = self.table.get(u.nid).filter(|e| !e.remembered);

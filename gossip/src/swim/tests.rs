@@ -19,7 +19,7 @@ fn swim() -> Swim {
         state: State::Alive,
         rtt_us: 0,
     };
-    Swim::new(me, Timing::of(Profile::Lan), Contact::new(&[]))
+    Swim::new(me, Timing::of(Profile::Lan), Contact::new(&[], None))
 }
 
 fn addr(port: u16) -> SocketAddr {

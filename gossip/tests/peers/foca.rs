@@ -103,7 +103,7 @@ impl FocaWorld {
     fn core(&mut self, node: usize, bump: u32) -> Core {
         let size = NonZeroU32::new(self.size).expect("a flock");
         let mut config = foca::Config::new_lan(size);
-        let packet = gossip::PACKET_MAX_BYTES - SEAL_BYTES;
+        let packet = gossip::PACKET_SAFE_BYTES - SEAL_BYTES;
         config.max_packet_size = NonZeroUsize::new(packet).expect("not zero");
         let rng = Xoshiro256PlusPlus::seed_from_u64(self.rng.next_u64());
         Foca::new(Id::new(node, bump), config, rng, PostcardCodec)

@@ -36,6 +36,13 @@ pub struct World {
     /// Drops what goes from the first to the second.
     pub cut: Box<dyn Fn(usize, usize) -> bool>,
     pub recording: Option<Vec<(usize, SocketAddr, Vec<u8>)>>,
+    /// Longest datagram that gets from the first to the second; a longer one vanishes.
+    pub carries: Box<dyn Fn(usize, usize) -> usize>,
+    /// Longest datagram a node's own link takes; a longer one is refused.
+    pub link_bytes: usize,
+    /// Longest datagram that arrived, and how many were too long to.
+    pub longest: usize,
+    pub vanished: usize,
     wire: BTreeMap<(u64, u64), (usize, SocketAddr, Vec<u8>)>,
     due: BTreeSet<(u64, usize)>,
     order: u64,
@@ -66,6 +73,10 @@ impl World {
             latency_us: (100, 500),
             cut: Box::new(|_, _| false),
             recording: None,
+            carries: Box::new(|_, _| usize::MAX),
+            link_bytes: usize::MAX,
+            longest: 0,
+            vanished: 0,
             wire: BTreeMap::new(),
             due: BTreeSet::new(),
             order: 0,
@@ -187,12 +198,33 @@ impl World {
         assert!(bytes.len() <= gossip::PACKET_MAX_BYTES);
         self.nodes[from].sent_bytes += bytes.len() as u64;
         self.nodes[from].sent += 1;
+        if bytes.len() > self.link_bytes {
+            return self.input(from, Input::TooLong { to, len_bytes: bytes.len() });
+        }
         let SocketAddr::V4(v4) = to else { return };
-        let [_, b, c, d] = v4.ip().octets();
-        let target = u32::from_be_bytes([0, b, c, d]) as usize;
-        if target >= self.nodes.len() || (self.cut)(from, target) {
+        if to.ip().is_multicast() {
+            let hearers = (0..self.nodes.len()).filter(|n| self.nodes[*n].cfg.discover == Some(to));
+            for target in hearers.collect::<Vec<_>>() {
+                self.carry(from, target, bytes.clone());
+            }
             return;
         }
+        let [_, b, c, d] = v4.ip().octets();
+        let target = u32::from_be_bytes([0, b, c, d]) as usize;
+        if target < self.nodes.len() {
+            self.carry(from, target, bytes);
+        }
+    }
+
+    fn carry(&mut self, from: usize, target: usize, bytes: Vec<u8>) {
+        if (self.cut)(from, target) {
+            return;
+        }
+        if bytes.len() > (self.carries)(from, target) {
+            self.vanished += 1;
+            return;
+        }
+        self.longest = self.longest.max(bytes.len());
         if self.rng.next_u64() % 1000 < self.loss {
             return;
         }
