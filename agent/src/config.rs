@@ -4,6 +4,7 @@
 //! name = "n1"                        # [a-z0-9-]{1,63}, unique in the flock; default: whom the credentials name
 //! address = "10.0.0.11"              # where peers reach this machine; default: what the network gave it
 //! join = ["10.0.0.12:7400"]          # any running nodes; none for the first
+//! discover = "auto"                  # look for nodes on the link: "on", "off", or where `join` and the network name none
 //! credentials = "/etc/quelea"        # what `quelea init node` wrote for this node
 //! state = "/var/lib/quelea"          # images, records, boot counter
 //! run = "/run/quelea"                # sockets, pods, mounts; PID 1 leaves there what it found
@@ -55,6 +56,9 @@ pub struct NodeFile {
     /// Gossip addresses of any running nodes.
     #[serde(default)]
     pub join: Vec<SocketAddr>,
+    /// Whether to look for nodes on the link; what the kernel command line says where absent, else "auto".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discover: Option<Discover>,
     /// The directory with this node's credentials.
     #[serde(default = "default_credentials")]
     pub credentials: PathBuf,
@@ -88,6 +92,7 @@ impl Default for NodeFile {
             name: None,
             address: None,
             join: Vec::new(),
+            discover: None,
             credentials: default_credentials(),
             state: default_state(),
             run: default_run(),
@@ -111,6 +116,8 @@ pub struct NodeConfig {
     pub address_from: String,
     /// Gossip addresses of any running nodes.
     pub join: Vec<SocketAddr>,
+    /// Whether to look for nodes on the link.
+    pub discover: Discover,
     /// The directory with this node's credentials.
     pub credentials: PathBuf,
     /// What outlives a reboot.
@@ -127,6 +134,31 @@ pub struct NodeConfig {
     pub ports: Ports,
     /// What pods may have besides what is theirs.
     pub grants: crate::grants::GrantsFile,
+}
+
+/// Whether a node looks for others on its link, by beacons that only its flock can read, and answers theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Discover {
+    /// Where nobody names it a node to join.
+    #[default]
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl Discover {
+    /// As the kernel command line has it.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "on" => Some(Self::On),
+            "off" => Some(Self::Off),
+            _ => None,
+        }
+    }
 }
 
 /// What pods may use; measured where absent.
@@ -242,6 +274,7 @@ impl NodeFile {
             address,
             address_from,
             join,
+            discover: self.discover.or(boot.discover).unwrap_or_default(),
             credentials: self.credentials.clone(),
             state: self.state.clone(),
             run: self.run.clone(),
@@ -270,6 +303,22 @@ impl NodeConfig {
     /// Where gossip listens and is reached.
     pub fn gossip_addr(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.ports.gossip)
+    }
+
+    /// The multicast group in which this node looks for others, if it does and its address is on a link.
+    pub fn discover_group(&self) -> Option<SocketAddr> {
+        let looks = match self.discover {
+            Discover::On => true,
+            Discover::Auto => self.join.is_empty(),
+            Discover::Off => false,
+        };
+        let group = gossip::driver::group_for(self.address, self.ports.gossip);
+        group.filter(|_| looks)
+    }
+
+    /// Whether there is nobody to wait for: this node may be the first of its flock.
+    pub fn is_first(&self) -> bool {
+        self.join.is_empty() && self.discover != Discover::On
     }
 
     /// Where the overlay listens and is reached.
@@ -319,6 +368,23 @@ mod tests {
     }
 
     #[test]
+    fn discovery_by_the_file_then_the_kernel_then_for_want_of_seeds() {
+        let looks = |text: &str, boot: &str| {
+            let text = format!("address = \"10.0.0.1\"\n{text}");
+            let config = resolved(&text, boot, "").unwrap();
+            (config.discover_group().is_some(), config.is_first())
+        };
+        let join = "join = [\"10.0.0.2:7400\"]";
+        assert_eq!(looks("", ""), (true, true));
+        assert_eq!(looks(join, ""), (false, false));
+        assert_eq!(looks(join, "discover=on"), (true, false));
+        assert_eq!(looks("discover = \"off\"", "discover=on"), (false, true));
+        assert_eq!(looks("discover = \"on\"", "discover=off"), (true, false));
+        let own = resolved("address = \"127.0.0.1\"\ndiscover = \"on\"", "", "").unwrap();
+        assert_eq!(own.discover_group(), None, "on no link");
+    }
+
+    #[test]
     fn labels_by_rank_of_their_source() {
         let config = resolved(
             "address = \"10.0.0.1\"\n[labels]\nrow = \"file\"",
@@ -347,6 +413,7 @@ mod tests {
     fn mistakes_are_named() {
         let cases = [
             ("name = \"n1\"\naddress = \"10.0.0.1\"\njoined = []", "line 3"),
+            ("discover = \"yes\"", "expected one of `auto`, `on`, `off`"),
             ("name = \"N 1\"\naddress = \"10.0.0.1\"", "cannot be a name"),
             ("name = \"n1\"\naddress = \"0.0.0.0\"", "peers can reach"),
             ("name = \"n1\"\naddress = \"10.0.0.1\"\n[capacity]\ncpu = -1.0", "capacity.cpu"),

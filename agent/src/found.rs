@@ -3,7 +3,7 @@
 //! | file | from | says |
 //! |---|---|---|
 //! | `net` | the network keeper | device, address, host name, `label=K=V`, `seed=IP:PORT` |
-//! | `boot` | PID 1 | `label=K=V` of the kernel command line, `state=disk\|memory`, `uuid=`, `fault=PHASE: REASON` |
+//! | `boot` | PID 1 | `label=K=V` and `discover=` of the kernel command line, `state=disk\|memory`, `uuid=`, `fault=PHASE: REASON` |
 //! | `labels` beside node.toml | the boot image | `K=V`, one a line |
 //!
 //! Lines are `key=value`; unknown keys and lines that are not understood are ignored: a later PID 1 may say more.
@@ -11,7 +11,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use crate::config::{LABEL_BYTES_MAX, LABELS_MAX};
+use crate::config::{Discover, LABEL_BYTES_MAX, LABELS_MAX};
 
 /// Bytes read of any of these files; the rest is ignored.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -42,6 +42,8 @@ pub struct Boot {
     pub state: String,
     /// The machine's identity; empty where it has none that is its own.
     pub uuid: String,
+    /// Whether to look for nodes on the link, where the kernel command line says it.
+    pub discover: Option<Discover>,
     /// What went wrong on the way up: `PHASE: REASON`.
     pub faults: Vec<String>,
 }
@@ -81,6 +83,7 @@ impl Boot {
         for (key, value) in lines(text) {
             match key {
                 "label" => take_label(value, &mut boot.labels),
+                "discover" => boot.discover = Discover::parse(value),
                 "state" => value.clone_into(&mut boot.state),
                 "uuid" if uuid_is_own(value) => boot.uuid = value.to_ascii_lowercase(),
                 "fault" if boot.faults.len() < FAULTS_MAX => boot.faults.push(value.to_owned()),
@@ -176,10 +179,12 @@ mod tests {
     #[test]
     fn what_pid_1_says() {
         let boot = Boot::parse(
-            "phase=early start_us=1 end_us=2 ok=true\nlabel=rack=b\nstate=disk\nfault=net-up: no carrier\nuuid=4C4C4544-0042-3510-8057-B4C04F503533\n",
+            "phase=early start_us=1 end_us=2 ok=true\nlabel=rack=b\ndiscover=on\nstate=disk\nfault=net-up: no carrier\nuuid=4C4C4544-0042-3510-8057-B4C04F503533\n",
         );
         assert_eq!(boot.uuid, "4c4c4544-0042-3510-8057-b4c04f503533");
         assert_eq!((boot.state.as_str(), boot.faults.len()), ("disk", 1));
+        assert_eq!(boot.discover, Some(Discover::On));
+        assert_eq!(Boot::parse("discover=maybe").discover, None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod carry;
 mod keys;
 mod machine;
+mod meet;
 mod network;
 mod pods;
 mod records;
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use gossip::driver::{Driver, DriverConfig};
+use gossip::driver::Driver;
 use imagefs::{ImageRecord, Store};
 use initd::cgroup::{Cgroups, NodeCgroup};
 use netshim::Overlay;
@@ -175,32 +176,8 @@ impl Node {
         let mut rng = StdRng::try_from_rng(&mut rand::rngs::SysRng)
             .context("the kernel gave no random bytes")?;
         let keys = keys::open(&config, &parts.credentials)?;
-        let key_ring = keys.key_ring().context("the gossip keys")?;
-        let mut gossip_config = gossip::Config::new(key_ring, gossip::Profile::Lan);
-        gossip_config.seeds.clone_from(&config.join);
-        let driver_config = DriverConfig {
-            name: config.name.clone(),
-            bind: config.gossip_addr(),
-            advertise: None,
-            dir: Some(config.state.join("gossip")),
-            gossip: gossip_config,
-        };
         let mut machine = parts.machine;
-        let opened = Driver::open(driver_config.clone(), now_us);
-        let opened = match opened {
-            // A disk that fails must not keep an operator out.
-            Err(error) if machine.in_maintenance() => {
-                machine.alert("gossip log", format!("gossip log: {error}; going on without"));
-                Driver::open(DriverConfig { dir: None, ..driver_config }, now_us)
-            }
-            opened => opened,
-        };
-        let mut driver = opened.with_context(|| {
-            format!(
-                "gossip cannot use UDP {}: is another agent running on this machine, or is the address not its own?",
-                config.gossip_addr()
-            )
-        })?;
+        let mut driver = meet::open(&config, &keys, &mut machine, now_us)?;
         driver.register(&parts.registry, gossip)?;
         let ipam = Ipam::new(&config.name, &parts.credentials.info.id_bytes()?);
         let (overlay, overlay_key) = if machine.in_maintenance() {
@@ -306,7 +283,7 @@ impl Node {
         }
         // The first node of a flock has nobody to ask; others give their seeds a while.
         let now_us = self.clock.now_us();
-        self.joined = self.config.join.is_empty();
+        self.joined = self.config.is_first();
         self.alone_us = Some(if self.joined { now_us } else { now_us + network::ALONE_AFTER_US });
         self.pump();
         Ok(())

@@ -6,6 +6,7 @@
 //! quelea.hostname=NAME         before DHCP's and /etc/quelea/hostname
 //! quelea.label=KEY=VALUE       may be repeated; handed on to the agent
 //! quelea.join=IP:PORT[,…]      nodes to meet; may be repeated; before DHCP's (option 225)
+//! quelea.discover=on | auto | off   for the agent: whether to look for nodes on the link
 //! quelea.ntp=IP[:PORT][,…]     time servers; before DHCP's (option 42)
 //! quelea.state=auto | memory | disk | format:WHICH                  default auto; the same words may stand in
 //!                              /etc/quelea/state ([`Wish`](super::disk::Wish))
@@ -107,6 +108,8 @@ pub struct Cmdline {
     pub labels: Vec<String>,
     /// Nodes to meet, in order.
     pub seeds: Vec<SocketAddr>,
+    /// Whether the agent looks for nodes on its link, in its own words.
+    pub discover: Option<String>,
     /// Time servers, in order.
     pub ntp: Vec<SocketAddr>,
     /// What was ignored, and why: one sentence each, for the console.
@@ -126,6 +129,7 @@ impl Default for Cmdline {
             trial_s: None,
             labels: Vec::new(),
             seeds: Vec::new(),
+            discover: None,
             ntp: Vec::new(),
             warnings: Vec::new(),
         }
@@ -154,6 +158,12 @@ impl Cmdline {
             "join" => extend(&mut self.seeds, value, SEEDS_MAX, "not IP:PORT", |one| {
                 one.parse().ok().filter(seed_is_valid)
             })?,
+            "discover" => {
+                if !["on", "auto", "off"].contains(&value) {
+                    return Err("discovery is on, auto or off");
+                }
+                self.discover = Some(value.to_owned());
+            }
             "ntp" => extend(&mut self.ntp, value, NTP_MAX, "not IP or IP:PORT", |one| {
                 let bare = |ip: IpAddr| SocketAddr::new(ip, NTP_PORT);
                 one.parse().ok().or_else(|| one.parse().ok().map(bare)).filter(seed_is_valid)
@@ -351,8 +361,9 @@ mod tests {
     fn addresses_to_meet_and_to_ask() {
         let c = Cmdline::parse(
             "quelea.join=10.0.0.1:7400,[fd00::1]:7400 quelea.join=10.0.0.1:7400,10.0.0.2:7400 \
-             quelea.ntp=10.0.0.9,10.0.0.8:1230,fd00::9",
+             quelea.ntp=10.0.0.9,10.0.0.8:1230,fd00::9 quelea.discover=on",
         );
+        assert_eq!(c.discover.as_deref(), Some("on"));
         assert_eq!(c.warnings, Vec::<String>::new());
         let text = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(text(&c.seeds), ["10.0.0.1:7400", "[fd00::1]:7400", "10.0.0.2:7400"]);
@@ -379,6 +390,7 @@ mod tests {
             "quelea.join=10.0.0.1",
             "quelea.join=10.0.0.1:0",
             "quelea.join=10.0.0.1:7400,host:7400",
+            "quelea.discover=yes",
             "quelea.ntp=pool.ntp.org",
             "quelea.ntp=224.0.1.1",
             "quelea.ntp=10.0.0.1,10.0.0.2,10.0.0.3,10.0.0.4,10.0.0.5",

@@ -20,11 +20,14 @@ pub(super) fn firmware() -> Firmware {
     std::fs::read(TABLE).map(|table| Firmware::parse(&table)).unwrap_or_default()
 }
 
-/// `label=` lines of the command line and the `uuid=` line of [`super::BOOT_FILE`]. A UUID that is refused is said.
+/// `label=` and `discover=` lines of the command line and the `uuid=` line of [`super::BOOT_FILE`]. A UUID that is refused is said.
 pub(super) fn boot_lines(cmdline: &Cmdline) -> String {
     let mut out = String::new();
     for label in &cmdline.labels {
         let _ = writeln!(out, "label={label}");
+    }
+    if let Some(how) = &cmdline.discover {
+        let _ = writeln!(out, "discover={how}");
     }
     // The kernel knows which SMBIOS version it is and so the order of the bytes.
     let told = std::fs::read_to_string(PRODUCT_UUID).unwrap_or_default();
