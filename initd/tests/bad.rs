@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Bed, LONG, PROBE, eventually, finish, root_or_skip};
-use initd::pod::{ContainerSpec, LogPolicy, Overflow, Resources, Root, RootIdmap, Stop, Tmpfs};
+use initd::pod::{ContainerSpec, LogPolicy, Overflow, Root, RootIdmap, Stop, Tmpfs};
 use initd::shim::{ContainerState, Event, Shim};
 
 fn failure(bed: &Bed, c: ContainerSpec) -> String {
@@ -121,39 +121,6 @@ fn a_flood_of_output_is_dropped_or_waits_and_is_bounded() {
         assert!(!dir.join("main.log.2").exists());
         std::fs::remove_dir_all(&dir).expect("logs");
     }
-}
-
-/// Needs the controllers: a developer's machine may lack them, the machine tests do not.
-#[test]
-fn memory_and_pids_are_bounded_and_an_oom_is_told_apart() {
-    if !root_or_skip("oom") {
-        return;
-    }
-    let bed = Bed::new("oom");
-    let missing = initd::cgroup::Cgroups::probe().map_or(vec!["cgroup v2"], |c| c.missing());
-    if missing.contains(&"memory") || missing.contains(&"pids") || bed.node.is_none() {
-        println!("SKIP oom: the machine lacks {missing:?}");
-        return;
-    }
-    let limit =
-        |r: Resources, words: &[&str]| ContainerSpec { resources: r, ..bed.container(words) };
-    let memory = Resources {
-        memory_max_bytes: Some(32 << 20),
-        swap_max_bytes: Some(0),
-        ..Resources::default()
-    };
-    let (exit, log) = bed.run(limit(memory, &["eat", "500"]));
-    assert!(exit.oom && exit.signal == Some(libc::SIGKILL), "{exit:?} {log}");
-    let pids = Resources { pids_max: Some(20), ..Resources::default() };
-    let mut shim = bed.spawn(&bed.pod(vec![limit(pids, &["bomb"])]));
-    eventually("the limit", || bed.log("main").contains("refused 11 after"));
-    let node = bed.node.as_ref().expect("cgroup");
-    let usage = initd::cgroup::usage(&node.pod("pod-1").join("main"));
-    assert!(usage.pids.is_some_and(|n| n <= 20), "{usage:?}");
-    assert!(usage.pids_max_events.is_some_and(|n| n > 0), "{usage:?}");
-    shim.stop(Some(0)).expect("stop");
-    shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
-    finish(shim);
 }
 
 /// An agent is killed some time after it began to spawn a pod. The next one finds a shim that works, or nothing but what it

@@ -3,6 +3,9 @@
 
 use std::io::{Read as _, Write as _};
 
+#[path = "initd-probe/load.rs"]
+mod load;
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     if let Some(code) = initd::machine::personality(args.iter().map(AsRef::as_ref)) {
@@ -156,6 +159,11 @@ fn main() {
             0
         }
         "fill" => fill(word(2)),
+        "hold" => load::hold(word(2)),
+        "huge-pages" => load::huge_pages(word(2)),
+        "direct" => load::direct(word(2), word(3), word(4)),
+        "direct-read" => load::direct("read", word(2), "256"),
+        "spin" => load::spin(word(2)),
         "eat" => {
             let mut eaten = Vec::new();
             for _ in 0..word(2).parse().unwrap_or(0) {

@@ -23,6 +23,13 @@ pub fn root_or_skip(name: &str) -> bool {
     root
 }
 
+/// A bed whose image also holds what tries to get out.
+pub fn escape_bed(name: &str) -> Bed {
+    let bed = Bed::new(name);
+    std::fs::copy(env!("CARGO_BIN_EXE_initd-escape"), bed.root().join("bin/escape")).expect("copy");
+    bed
+}
+
 pub struct Bed {
     pub dir: PathBuf,
     pub node: Option<NodeCgroup>,

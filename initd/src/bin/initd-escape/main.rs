@@ -21,6 +21,8 @@ macro_rules! call {
     };
 }
 
+mod more;
+
 fn open(name: &str, path: &str, flags: i32) {
     let Ok(c) = CString::new(path) else { return };
     // SAFETY: a valid string and numbers.
@@ -32,13 +34,25 @@ fn main() {
         Some("watch") => watch(),
         Some("overwrite") => overwrite(),
         Some("euid") => println!("euid {}", rustix::process::geteuid().as_raw()),
+        Some("chroot") => more::chroot_out(),
+        Some("calls") => more::calls(std::env::args().skip(2).filter_map(|nr| nr.parse().ok())),
+        #[cfg(target_arch = "x86_64")]
+        Some("int80") => more::call_int80(),
+        #[cfg(target_arch = "x86_64")]
+        Some("x32") => more::call_x32(),
         _ => {
             descriptors();
+            more::inherited();
             mounts();
+            more::mounts();
             namespaces();
+            more::namespaces();
             files();
+            more::files();
             kernel();
+            more::kernel();
             sockets();
+            more::sockets();
             processes();
             inside();
         }
@@ -70,7 +84,8 @@ fn descriptors() {
         .collect();
     fds.sort_unstable();
     // One is the listing itself.
-    println!("open_fds {fds:?}");
+    let fds: Vec<String> = fds.iter().map(ToString::to_string).collect();
+    println!("open_fds {}", fds.join(" "));
 }
 
 fn mounts() {
@@ -197,6 +212,7 @@ fn processes() {
         std::env::var("HOST_PID").ok().and_then(|p| p.parse().ok()).unwrap_or(4_000_000);
     call!("ptrace_host", SYS_ptrace, libc::PTRACE_SEIZE, host, none, none);
     call!("kill_host", SYS_kill, host, 0);
+    more::processes(host);
     // SAFETY: numbers only.
     let me = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
     call!("pidfd_getfd", SYS_pidfd_getfd, me, 0, 0);
