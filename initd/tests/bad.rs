@@ -184,6 +184,30 @@ fn an_agent_killed_at_any_step_of_a_launch_leaves_what_the_next_can_use_or_clear
     );
 }
 
+/// A user namespace is made by a process that has a copy of every descriptor, listening sockets too.
+#[test]
+fn an_agent_killed_while_it_makes_a_user_namespace_leaves_no_process() {
+    if !root_or_skip("killed_userns") {
+        return;
+    }
+    let word = format!("userns-{}", std::process::id());
+    for step in 0..40u64 {
+        let mut agent = Command::new(PROBE)
+            .args(["make-user-namespaces", &word])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("agent");
+        // It has begun: then at any moment of it.
+        let mut byte = [0u8];
+        let read = std::io::Read::read(agent.stdout.as_mut().expect("piped"), &mut byte);
+        assert_eq!(read.expect("its first word"), 1);
+        std::thread::sleep(Duration::from_micros(step * 37));
+        agent.kill().expect("kill");
+        agent.wait().expect("reap");
+        eventually("nothing of it", || running(&word) == 0);
+    }
+}
+
 /// Whether a living process holds the pod's lock.
 fn of(dir: &Path) -> bool {
     let fd = std::fs::File::open(dir).expect("directory");

@@ -242,11 +242,19 @@ pub(crate) struct Sleeper {
 
 const SLEEPER_STACK_BYTES: usize = 16 << 10;
 
-extern "C" fn sleeper(hold: *mut c_void) -> c_int {
+/// `word` is the descriptor to read from and, in its upper half, the PID of whoever made it.
+extern "C" fn sleeper(word: *mut c_void) -> c_int {
     let mut byte = 0u8;
-    // SAFETY: reads into this stack. It never returns (this process holds the write end too, and all signals but
-    // SIGKILL are blocked), so errno, which it shares with the thread that made it, is not written.
-    unsafe { libc::read(hold as usize as RawFd, (&raw mut byte).cast(), 1) };
+    let (hold, parent) = (word as usize as u32 as RawFd, (word as usize >> 32) as i32);
+    // SAFETY: numbers, then a read into this stack. It does not return while who made it lives (this process holds the write
+    // end too, and all signals but SIGKILL are blocked), so errno, which it shares with that thread, is not written.
+    unsafe {
+        // It has a copy of every descriptor, listening sockets too: killed in the middle, its maker must not leave it behind.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() == parent {
+            libc::read(hold, (&raw mut byte).cast(), 1);
+        }
+    }
     0
 }
 
@@ -267,21 +275,23 @@ impl Sleeper {
         if stack == libc::MAP_FAILED {
             return Err(errno());
         }
+        let word = hold.as_raw_fd() as usize | (std::process::id() as usize) << 32;
         let all = signal_set(true);
         let mut before = signal_set(false);
         // SAFETY: signals are blocked while the child is made, so that no handler of ours ever runs in it; the stack
-        // is its own and outlives it (see `reap`); it calls nothing but `read` and `_exit`.
+        // is its own and outlives it (see `reap`); it makes system calls that succeed, and ends.
         let pid = unsafe {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
             let pid = libc::clone(
                 sleeper,
                 stack.byte_add(SLEEPER_STACK_BYTES),
                 libc::CLONE_VM | libc::CLONE_NEWUSER | libc::SIGCHLD,
-                hold.as_raw_fd() as usize as *mut c_void,
+                word as *mut c_void,
             );
-            let failed = errno();
+            // Which returns its error and leaves errno alone.
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
             if pid == -1 {
+                let failed = errno();
                 libc::munmap(stack, SLEEPER_STACK_BYTES);
                 return Err(failed);
             }
