@@ -325,6 +325,24 @@ fn what_a_node_must_have_is_listed_and_compared() {
 }
 
 #[test]
+fn a_grpc_probe_asks_for_a_service_or_for_the_server() {
+    let check = |line: &str| {
+        let s = Spec::parse(&with(line), "a").unwrap_or_else(|d| panic!("{}", d[0]));
+        s.containers[0].live.as_ref().unwrap().check.clone()
+    };
+    let long = "s".repeat(256);
+    for (text, port, service) in [
+        (":1", 1, ""),
+        (":65535/", 65_535, ""),
+        (":90/a.b.C", 90, "a.b.C"),
+        (&format!(":90/{long}"), 90, &long),
+    ] {
+        let want = Check::Grpc { port, service: service.to_owned() };
+        assert_eq!(check(&format!("live = {{ grpc = \"{text}\" }}")), want);
+    }
+}
+
+#[test]
 fn mistakes_in_containers() {
     let volume = "[[volume]]\nname = \"d\"\nsize = \"1Mi\"\n";
     let before = |top: &str, line: &str| {
@@ -338,6 +356,12 @@ fn mistakes_in_containers() {
         (with("live = { tcp = \":80\", pass = 3 }"), "`live` has no `pass`"),
         (with("live = { exec = [] }"), "`exec` in `live` is empty"),
         (with("ready = { grpc = \"80\" }"), "is no port; write `:80`"),
+        (with("ready = { grpc = \":0/a\" }"), "is no port; write `:80`"),
+        (with("ready = { grpc = \":66000\" }"), "is no port; write `:80`"),
+        (with("ready = { grpc = \":90/a b\" }"), "printable ASCII"),
+        (with(&format!("ready = {{ grpc = \":90/{}\" }}", "s".repeat(257))), "at most 256 bytes"),
+        (with("ready = { grpc = \":90\", tcp = \":90\" }"), "`ready` wants one of"),
+        (with("ready = { tcp = \":90/a\" }"), "is no port; write `:80`"),
         (with("start = { every = \"1s\" }"), "`start` wants one of"),
         (with("live = { tcp = \":80\", start_grace = \"2d\" }"), "is no duration"),
         (with("cpu = 2\ncpu_max = 1"), "is less than its `cpu`"),

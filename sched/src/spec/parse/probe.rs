@@ -6,6 +6,8 @@ use super::super::fields::{Cx, Table};
 use super::super::{Check, Container, Probe, Role};
 use super::{DAY_MS, duration, strings};
 
+/// Longest name of a gRPC service; a pod's shim takes no more.
+const SERVICE_BYTES_MAX: usize = 256;
 const CHECKS: [&str; 4] = ["http", "tcp", "grpc", "exec"];
 
 /// One probe of a container; `key` is `ready`, `live` or `start`.
@@ -70,6 +72,9 @@ fn network(kind: &str, text: &str) -> Result<Check, String> {
         }
         "grpc" => {
             let service = rest.strip_prefix('/').unwrap_or(rest).to_owned();
+            if service.len() > SERVICE_BYTES_MAX {
+                return Err(format!("a service of at most {SERVICE_BYTES_MAX} bytes"));
+            }
             Ok(Check::Grpc { port: self::port(port)?, service })
         }
         _ => Ok(Check::Tcp { port: self::port(text)? }),
