@@ -61,6 +61,13 @@ pub enum Error {
     },
     /// A TLS configuration was refused.
     Tls(rustls::Error),
+    /// No connection to a node's API came up; nothing was asked.
+    Unreachable {
+        /// The endpoint, as given.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
     /// Talking to a node's API failed.
     Request {
         /// The endpoint, as given.
@@ -111,6 +118,9 @@ impl fmt::Display for Error {
             Self::Untrusted { reason } => write!(f, "not trusted: {reason}"),
             Self::Malformed { what, reason } => write!(f, "malformed {what}: {reason}"),
             Self::Tls(error) => write!(f, "TLS: {error}"),
+            Self::Unreachable { endpoint, reason } => {
+                write!(f, "cannot reach {endpoint}: {reason}")
+            }
             Self::Request { endpoint, what, reason } => {
                 write!(f, "{endpoint}: {what} failed: {reason}")
             }

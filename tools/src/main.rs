@@ -11,6 +11,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("quelea: {error:#}");
+            if let Some(agent::Error::Unreachable { .. }) = error.downcast_ref() {
+                eprintln!(
+                    "Does its agent run? Every other node can be asked as well: --node NAME, or --node NAME@ADDRESS."
+                );
+            }
             ExitCode::FAILURE
         }
     }

@@ -111,11 +111,13 @@ impl Endpoint {
             what: what.clone(),
             reason,
         };
+        let unreachable =
+            |reason: String| Error::Unreachable { endpoint: self.to_string(), reason };
         let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.connect());
         let stream = connect
             .await
-            .map_err(|_| fail(format!("no connection within {CONNECT_TIMEOUT:?}")))?
-            .map_err(|error| fail(error.to_string()))?;
+            .map_err(|_| unreachable(format!("no connection within {CONNECT_TIMEOUT:?}")))?
+            .map_err(|error| unreachable(error.to_string()))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream))
                 .await
