@@ -137,7 +137,11 @@ fn an_agent_killed_at_any_step_of_a_launch_leaves_what_the_next_can_use_or_clear
     let file = bed.dir.join("spec");
     std::fs::write(&file, spec.encode().expect("small")).expect("spec");
     let (mut found, mut nothing) = (0, 0);
-    for step in 0..50u64 {
+    // Fifty at least; on a slow machine until both have been seen.
+    for step in 0..400u64 {
+        if step >= 50 && found > 0 && nothing > 0 {
+            break;
+        }
         let mut agent = Command::new(PROBE)
             .arg("spawn-pod")
             .arg(&file)

