@@ -170,7 +170,7 @@ fn start(
         sweep(config, &store, &mut mounts, (&adopted, &remains), &mut conditions);
         let quelead = std::env::current_exe().context("cannot find the agent's own binary")?;
         let upper = store.upper_dir("x").with_file_name("");
-        let mut worker = Worker::new(store.clone(), mounts, cgroup.clone(), upper, quelead);
+        let mut worker = Worker::new(store.clone(), mounts, cgroup.clone(), upper, &quelead);
         let fetcher = Fetcher::new(store.clone(), tls::client(&config.credentials, "node")?)?;
         spawn("worker", waker.clone(), jobs, done_sender, move |job| worker.run(job))?;
         spawn("fetch", waker.clone(), orders, fetched_sender, move |order| {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use imagefs::{Digest, Image, Mounts, Store, Upper};
 use initd::cgroup::NodeCgroup;
-use initd::shim::{PodFds, Shim};
+use initd::shim::{PodFds, Shim, Zygote};
 use initd::userns::{self, IdMap};
 use netshim::Overlay;
 use netshim::podnet::{self, PodConfig};
@@ -76,7 +76,7 @@ pub struct Worker {
     mounts: Mounts,
     cgroup: Option<NodeCgroup>,
     upper: PathBuf,
-    quelead: PathBuf,
+    zygote: Zygote,
 }
 
 impl Worker {
@@ -86,9 +86,9 @@ impl Worker {
         mounts: Mounts,
         cgroup: Option<NodeCgroup>,
         upper: PathBuf,
-        quelead: PathBuf,
+        quelead: &Path,
     ) -> Self {
-        Self { store, mounts, cgroup, upper, quelead }
+        Self { store, mounts, cgroup, upper, zygote: Zygote::new(quelead) }
     }
 
     /// Does one job; `None` where nobody waits for the answer.
@@ -157,7 +157,7 @@ impl Worker {
             tun: Some(net.tun.as_fd()),
             userns: Some((userns.as_fd(), map)),
         };
-        Shim::spawn(&self.quelead, &spec, fds).map_err(|e| again(format!("shim: {e}")))
+        self.zygote.spawn(&spec, fds).map_err(|e| again(format!("shim: {e}")))
     }
 
     fn image(&self, digest: &str) -> Result<Image, String> {

@@ -9,6 +9,7 @@ mod process;
 mod program;
 mod rights;
 mod signal;
+mod title;
 
 use std::ffi::c_long;
 
@@ -26,9 +27,10 @@ pub(crate) use rights::{
     set_groups, set_rlimit, set_uid, set_undumpable, setns, unshare,
 };
 pub(crate) use signal::{
-    block_signals, die_with_parent, kill, peek_ended, pidfd_signal, reap, reap_any, reap_pidfd,
-    set_signal, signal_pipe, terminate_fd, wait_signal,
+    block_signals, die_with_parent, kill, peek_ended, pid_of, pidfd_signal, reap, reap_any,
+    reap_pidfd, set_signal, signal_pipe, terminate_fd, wait_signal,
 };
+pub(crate) use title::Title;
 
 type Result<T> = rustix::io::Result<T>;
 

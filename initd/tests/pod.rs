@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 
 use common::{Bed, LONG, eventually, finish, root_or_skip};
 use initd::pod::{Backoff, Check, ContainerSpec, Kind, LogPolicy, Probe, Restart, Rlimit, Stop};
-use initd::shim::{ContainerState, Event, ExecSpec, PodFds, PodPhase, Shim};
+use initd::shim::{ContainerState, Event, ExecSpec, PodFds, PodPhase, Shim, Zygote};
 
 fn until(shim: &mut Shim, what: &str, ok: impl FnMut(&Event) -> bool) -> Vec<Event> {
     let mut ok = ok;
@@ -539,6 +539,52 @@ fn a_directory_has_one_shim_and_a_fresh_one_is_found() {
     first.request_status().expect("status");
     until(&mut first, "status", |e| matches!(e, Event::Status(s) if s.phase == PodPhase::Running));
     finish(first);
+}
+
+#[test]
+fn shims_are_copies_of_a_process_that_may_fall() {
+    if !root_or_skip("zygote") {
+        return;
+    }
+    let bed = Bed::new("zygote");
+    let mut zygote = Zygote::new(std::path::Path::new(common::PROBE));
+    let first = zygote.pid().expect("a process");
+    let spec = bed.pod(vec![bed.container(&["sleep", "600000"])]);
+    let userns = bed.userns.as_ref().map(|(f, m)| (f.as_fd(), *m));
+    let fds = PodFds { userns, ..PodFds::default() };
+    for fallen in [false, true] {
+        let mut shim = zygote.spawn(&spec, fds).expect("spawn");
+        until(&mut shim, "start", |e| matches!(e, Event::Started { .. }));
+        shim.request_status().expect("status");
+        let events = until(&mut shim, "status", |e| matches!(e, Event::Status(_)));
+        let Some(Event::Status(status)) = events.last() else { panic!() };
+        // Ours to reap, and named for its pod.
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", status.shim_pid)).expect("stat");
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+        assert_eq!(parent, Some(std::process::id().to_string().as_str()));
+        let words = std::fs::read(format!("/proc/{}/cmdline", status.shim_pid)).expect("cmdline");
+        assert!(words.starts_with(b"quelea-shim\0shim\0pod-1\0"), "{words:?}");
+        if !fallen {
+            // The pod does not notice, and the next one comes to be without it.
+            let pid = rustix::process::Pid::from_raw(first as i32).expect("a pid");
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+            let state = || std::fs::read_to_string(format!("/proc/{first}/stat")).expect("ours");
+            eventually("its end", || state().contains(") Z "));
+            shim.request_status().expect("status");
+            until(&mut shim, "status", |e| matches!(e, Event::Status(_)));
+        }
+        finish(shim);
+    }
+    let mut shim = zygote.spawn(&spec, fds).expect("spawn");
+    until(&mut shim, "start", |e| matches!(e, Event::Started { .. }));
+    finish(shim);
+    let second = zygote.pid().expect("a new one");
+    assert_ne!(first, second);
+    drop(zygote);
+    for pid in [first, second] {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid}");
+    }
 }
 
 #[test]

@@ -418,11 +418,12 @@ fn zombies() -> usize {
         .count()
 }
 
-/// Spawns a pod and stays.
+/// Spawns a pod as an agent does, and stays.
 fn spawn_pod(file: &str) -> i32 {
     let spec = std::fs::read(file).ok().and_then(|b| initd::pod::PodSpec::decode(&b).ok());
     let (Some(spec), Ok(me)) = (spec, std::env::current_exe()) else { return 2 };
-    let shim = initd::shim::Shim::spawn(&me, &spec, initd::shim::PodFds::default());
+    let mut zygote = initd::shim::Zygote::new(&me);
+    let shim = zygote.spawn(&spec, initd::shim::PodFds::default());
     println!("{}", shim.map_or_else(|e| e.to_string(), |_| "spawned".to_owned()));
     let _ = std::io::stdout().flush();
     std::thread::sleep(std::time::Duration::from_secs(600));

@@ -386,9 +386,7 @@ fn user_failure(e: &Error) -> Failure {
 /// The PID that a pidfd refers to.
 fn pid_of(pidfd: BorrowedFd<'_>) -> Result<u32, Failure> {
     let gone = || Failure::new(Step::Setns, Errno::SRCH, "the container has just ended");
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))
-        .map_err(|_| gone())?;
-    info.lines().find_map(|l| l.strip_prefix("Pid:")?.trim().parse().ok()).ok_or_else(gone)
+    sys::pid_of(pidfd).ok_or_else(gone)
 }
 
 /// The root, mapped into the user namespace where that is asked for and possible; the user namespace to run in.

@@ -1,9 +1,7 @@
 //! The agent's end of a shim.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,11 +15,11 @@ pub use super::event::{ConnectId, Event, ExecId};
 use super::message::{recv_with_fds, send_with_fds};
 use super::wire::{self, Reply, Request};
 pub use super::wire::{Condition, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
+use super::zygote::execute_shim;
 use crate::error::{Error, Result};
 use crate::pod::PodSpec;
-use crate::sys::Strings;
+use crate::sys;
 use crate::userns::IdMap;
-use crate::{cgroup, sys};
 
 /// Name of the socket in the pod's directory.
 pub const SOCKET_NAME: &str = "shim.sock";
@@ -68,6 +66,15 @@ impl Shim {
     /// [`Error::Spec`] when the spec cannot run, [`Error::Sys`] when a shim cannot be started: `EAGAIN` when the pod's
     /// directory has one. No process is left.
     pub fn spawn(exe: &Path, spec: &PodSpec, fds: PodFds<'_>) -> Result<Self> {
+        Self::spawn_with(spec, fds, |socket| execute_shim(exe, spec, &socket))
+    }
+
+    /// `process` makes the shim's process, a child of ours, around its end of the socket.
+    pub(super) fn spawn_with(
+        spec: &PodSpec,
+        fds: PodFds<'_>,
+        process: impl FnOnce(OwnedFd) -> Result<OwnedFd>,
+    ) -> Result<Self> {
         spec.check()?;
         if spec.host_network == fds.netns.is_some() {
             let why = "either a network namespace or the node's own network";
@@ -83,19 +90,12 @@ impl Shim {
                 .map_err(|e| Error::sys("write spec of", &spec.id, e))?;
             rest = rest.get(n..).unwrap_or_default();
         }
-        let (ours, theirs) = net::socketpair(
-            net::AddressFamily::UNIX,
-            net::SocketType::SEQPACKET,
-            net::SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|e| Error::sys("socketpair for", &spec.id, e))?;
-        let child = execute(exe, spec, theirs)?;
+        let (ours, theirs) = pair()?;
         let mut shim = Self {
             socket: ours,
             dir: spec.dir.clone(),
             next_id: 1,
-            child: Some(child),
+            child: None,
             backlog: VecDeque::new(),
             gone: false,
         };
@@ -106,14 +106,11 @@ impl Shim {
         };
         let mut pass = vec![memfd.as_fd(), lock.as_fd()];
         pass.extend([fds.netns, fds.tun, fds.userns.map(|(fd, _)| fd)].into_iter().flatten());
-        let sent = shim.send(&request, &pass).and_then(|()| {
-            rustix::io::ioctl_fionbio(&shim.socket, true)
-                .map_err(|e| Error::sys("ioctl FIONBIO on socket of", &spec.id, e))
-        });
-        if let Err(e) = sent {
-            shim.abandon();
-            return Err(e);
-        }
+        // It is there before there is somebody to read it: nobody waits for us.
+        shim.send(&request, &pass)?;
+        rustix::io::ioctl_fionbio(&shim.socket, true)
+            .map_err(|e| Error::sys("ioctl FIONBIO on socket of", &spec.id, e))?;
+        shim.child = Some(process(theirs)?);
         Ok(shim)
     }
 
@@ -322,13 +319,6 @@ impl Shim {
         true
     }
 
-    fn abandon(&mut self) {
-        if let Some(pidfd) = self.child.take() {
-            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = sys::reap_pidfd(pidfd.as_fd(), true);
-        }
-    }
-
     fn send(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = wire::encode(request)?;
         match send_with_fds(self.socket.as_fd(), &bytes, fds) {
@@ -423,34 +413,11 @@ fn has_shim(dir: &Path) -> bool {
         .is_ok_and(|fd| rustix::fs::flock(&fd, shared) == Err(Errno::WOULDBLOCK))
 }
 
-/// Starts the shim's process, in its cgroup from its first instruction: moving it there later takes the kernel
-/// milliseconds (a grace period of all CPUs).
-fn execute(exe: &Path, spec: &PodSpec, socket: OwnedFd) -> Result<OwnedFd> {
-    let path = CString::new(exe.as_os_str().as_bytes())
-        .map_err(|_| Error::Spec { field: "shim program".into(), why: "a NUL byte" })?;
-    let open = |path: &Path, flags| {
-        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::sys("open", path.display(), e))
-    };
-    let cgroup = match &spec.shim_cgroup {
-        Some(dir) => {
-            cgroup::create(dir, false)?;
-            Some(open(dir, OFlags::PATH | OFlags::DIRECTORY)?)
-        }
-        None => None,
-    };
-    let null = open(Path::new("/dev/null"), OFlags::RDWR)?;
-    let argv = Strings::new(["quelea-shim".to_owned(), "shim".to_owned(), spec.id.clone()]);
-    let envp = Strings::new([]);
-    sys::spawn(
-        &path,
-        &argv,
-        &envp,
-        socket.as_fd(),
-        null.as_fd(),
-        cgroup.as_ref().map(|c| c.as_fd()),
-    )
-    .map_err(|e| Error::sys("spawn", exe.display(), e))
+/// Two ends of a connection between an agent and a process that it starts.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (unix, kind) = (net::AddressFamily::UNIX, net::SocketType::SEQPACKET);
+    net::socketpair(unix, kind, net::SocketFlags::CLOEXEC, None)
+        .map_err(|e| Error::sys("socketpair", "shim", e))
 }
 
 /// The address of a directory's socket. A path in `sun_path` has at most 107 bytes, so it is named through a

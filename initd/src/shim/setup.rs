@@ -20,8 +20,9 @@ use crate::{cgroup, sys};
 /// Connections that wait to be accepted; more are refused by the kernel.
 const BACKLOG: i32 = 8;
 
-/// Everything that a shim does once.
-pub(super) fn shim() -> Result<Shell> {
+/// What comes before all that is about a pod: of a process, for the shims that are copied from it too. Gives the connection
+/// that came as standard input.
+pub(super) fn process() -> Result<OwnedFd> {
     sys::set_undumpable().map_err(|e| Error::sys("prctl", "dumpable", e))?;
     // The agent's mask is none of ours.
     sys::block_signals(false);
@@ -38,7 +39,11 @@ pub(super) fn shim() -> Result<Shell> {
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::sys("open", "/dev/null", e))?;
     sys::dup_to(null.as_raw_fd(), 0, false).map_err(|e| Error::sys("dup", "/dev/null", e))?;
+    Ok(spawner)
+}
 
+/// Everything else that a shim does once.
+pub(super) fn shim(spawner: OwnedFd) -> Result<Shell> {
     match receive(&spawner).and_then(|(spec, held)| enter(spec, held)) {
         Ok((spec, held, listener, conditions)) => {
             Shell::new(spec, held, listener, spawner, conditions)

@@ -6,6 +6,12 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::{Result, check};
 
+/// The PID that a pidfd refers to, in this PID namespace; `None`: it has been reaped.
+pub(crate) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    info.lines().find_map(|l| l.strip_prefix("Pid:")?.trim().parse().ok())
+}
+
 /// Reaps the child of a pidfd: its raw status, or `None` while it runs.
 pub(crate) fn reap_pidfd(pidfd: BorrowedFd<'_>, wait: bool) -> Result<Option<c_int>> {
     // SAFETY: all zeroes is a valid siginfo_t.

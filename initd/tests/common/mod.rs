@@ -3,11 +3,12 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use initd::cgroup::{Cgroups, NodeCgroup};
 use initd::pod::{ContainerSpec, PodSpec, Restart, Root, RootIdmap, Stop};
-use initd::shim::{Event, Exit, PodFds, Shim};
+use initd::shim::{Event, Exit, PodFds, Shim, Zygote};
 use initd::userns::{self, IdMap};
 
 /// Longer than anything takes on a busy machine.
@@ -35,6 +36,7 @@ pub struct Bed {
     pub node: Option<NodeCgroup>,
     pub userns: Option<(OwnedFd, IdMap)>,
     pub netns: Option<OwnedFd>,
+    zygote: Mutex<Zygote>,
 }
 
 impl Bed {
@@ -54,7 +56,8 @@ impl Bed {
         let node = Cgroups::probe().and_then(|c| c.node(&id).ok());
         let map = IdMap::slot(std::process::id() % IdMap::SLOTS_MAX + 1).expect("slot");
         let userns = userns::create(map).ok().map(|fd| (fd, map));
-        Self { dir, node, userns, netns: None }
+        let zygote = Mutex::new(Zygote::new(Path::new(PROBE)));
+        Self { dir, node, userns, netns: None, zygote }
     }
 
     pub fn root(&self) -> PathBuf {
@@ -94,7 +97,7 @@ impl Bed {
             tun: None,
             userns: self.userns.as_ref().map(|(fd, map)| (fd.as_fd(), *map)),
         };
-        Shim::spawn(Path::new(PROBE), spec, fds).expect("spawn")
+        self.zygote.lock().expect("zygote").spawn(spec, fds).expect("spawn")
     }
 
     /// Runs one container to its end: how it ended, and its log without times.
