@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use common::{Bed, LONG, eventually, finish, root_or_skip};
 use initd::grants::{DeviceGrant, Grants};
 use initd::pod::{
-    Check, ContainerSpec, Device, Kind, PodSpec, Probe, Root, Seccomp, Stdin, Volume, VolumeMount,
+    Bind, Check, ContainerSpec, Device, Kind, PodSpec, Probe, Root, Seccomp, Stdin, Volume,
+    VolumeMount,
 };
 use initd::seccomp;
-use initd::shim::{Condition, Event, PodFds, Shim};
+use initd::shim::{Condition, ContainerState, Event, PodFds, Shim};
 
 fn until(shim: &mut Shim, what: &str, mut ok: impl FnMut(&Event) -> bool) -> Event {
     let mut events = shim.wait(LONG, |e| ok(e)).expect("events");
@@ -429,4 +430,52 @@ fn readiness_by_grpc() {
     let mut shim = bed.spawn(&bed.pod(vec![c]));
     until(&mut shim, "unhealthy", |e| matches!(e, Event::Unhealthy { .. }));
     finish(shim);
+}
+
+/// On most machines everything that is mounted is shared with every namespace made later.
+#[test]
+fn what_a_container_mounts_does_not_show_where_mounts_are_shared() {
+    use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+    if !root_or_skip("shared_mounts") {
+        return;
+    }
+    // SAFETY: this thread's view of files becomes its own; nothing else is shared.
+    #[allow(unsafe_code)]
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .expect("unshare");
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).expect("private");
+    let bed = Bed::new("shared");
+    let source = bed.dir.join("source");
+    std::fs::create_dir_all(source.join("below")).expect("source");
+    for dir in [bed.root(), source.clone()] {
+        mount_bind(&dir, &dir).expect("bind");
+        mount_change(&dir, MountPropagationFlags::SHARED).expect("shared");
+    }
+    let mounts = || {
+        let text = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
+        let of = bed.dir.to_string_lossy().into_owned();
+        text.lines().filter(|l| l.contains(&of)).count()
+    };
+    assert_eq!(mounts(), 2);
+    let (source_is, target) = (source.clone(), "/data".to_owned());
+    let bind = Bind { source: source_is, target, read_only: false, idmap: false };
+    let c = ContainerSpec { binds: vec![bind], ..bed.container(&["sleep", "600000"]) };
+    let mut shim = bed.spawn(&bed.pod(vec![c]));
+    shim.wait(LONG, |e| matches!(e, Event::Started { .. })).expect("start");
+    assert_eq!(mounts(), 2);
+    // And the other way round: what the host mounts later is not the container's.
+    mount_bind(&source, source.join("below")).expect("bind");
+    shim.request_status().expect("status");
+    let events = shim.wait(LONG, |e| matches!(e, Event::Status(_))).expect("status");
+    let Some(Event::Status(status)) = events.last() else { panic!("{events:?}") };
+    let ContainerState::Running { pid, .. } = status.containers[0].state else { panic!() };
+    let inside = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("mountinfo");
+    assert!(inside.contains(" /data ") && !inside.contains("/data/below"), "{inside}");
+    // Nothing but the container's root is at or above it.
+    assert_eq!(inside.lines().filter(|l| l.split(' ').nth(4) == Some("/")).count(), 1, "{inside}");
+    finish(shim);
+    for dir in [source.join("below"), source, bed.root()] {
+        let _ = rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH);
+    }
 }

@@ -7,9 +7,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, mount_change, move_mount,
-    open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::mounts::RESOLVE;
@@ -93,13 +92,14 @@ fn prepare(plan: &Plan<'_>, pipes: &Pipes<'_>) -> Result<(), (Stop, bool)> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         // Through the host's own procfs, which no image or volume can have redirected (CVE-2025-52881). Lowering needs a
         // capability that a node may lack; it is a wish, not isolation.
-        if let Ok(fd) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+        let file = c"self/oom_score_adj";
+        if let Ok(fd) = rustix::fs::openat(&plan.proc, file, flags, Mode::empty()) {
             let _ = rustix::io::write(&fd, score.to_bytes());
         }
     }
     match &plan.space {
-        Space::New { root, at, attach, cgroup, .. } => {
-            enter_new(root, at, attach, *cgroup).map_err(early)?;
+        Space::New { root, attach, cgroup, .. } => {
+            enter_new(root, attach, *cgroup).map_err(early)?;
         }
         Space::Join { pidfd, .. } => enter_running(*pidfd).map_err(early)?,
     }
@@ -112,20 +112,14 @@ fn at<T>(step: Step, index: usize, r: rustix::io::Result<T>) -> Result<T, Stop> 
     r.map_err(|e| (step, index, e))
 }
 
-/// New mount namespace around `root`.
-fn enter_new(root: &OwnedFd, place: &CStr, attach: &[Attach], cgroup: bool) -> Result<(), Stop> {
+/// Puts `root` on top of the empty one that this process's own mount namespace has so far.
+fn enter_new(root: &OwnedFd, attach: &[Attach], cgroup: bool) -> Result<(), Stop> {
     if cgroup {
         // Not by clone3: with CLONE_INTO_CGROUP that would take the shim's cgroup as the root.
         at(Step::Cgroup, 0, sys::unshare(libc::CLONE_NEWCGROUP))?;
     }
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    at(Step::Mountns, 0, mount_change(c"/", private))?;
-    at(
-        Step::Mountns,
-        1,
-        move_mount(root, c"", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH),
-    )?;
-    at(Step::Mountns, 2, rustix::process::fchdir(root))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    at(Step::Mountns, 0, move_mount(root, c"", CWD, c"/", flags))?;
 
     let hidden = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -143,9 +137,9 @@ fn enter_new(root: &OwnedFd, place: &CStr, attach: &[Attach], cgroup: bool) -> R
     }
     mask(root)?;
 
-    // Puts the old root on top of the new one, and takes it off again.
-    at(Step::Pivot, 0, rustix::process::pivot_root(c".", c"."))?;
-    at(Step::Pivot, 1, unmount(c".", UnmountFlags::DETACH))?;
+    // It is on top of the namespace's root, so this leaves nothing above it to climb to; below there is an empty directory.
+    at(Step::Pivot, 0, rustix::process::fchdir(root))?;
+    at(Step::Pivot, 1, rustix::process::chroot(c"."))?;
     at(Step::Pivot, 2, rustix::process::chdir(c"/"))
 }
 

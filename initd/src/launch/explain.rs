@@ -27,9 +27,6 @@ pub(super) fn text(plan: &Told, step: Step, index: usize, errno: Errno) -> Strin
             let hint = if errno == Errno::LOOP { " (a link in the image)" } else { "" };
             format!("mounting /{}: {errno_text}{hint}", target.unwrap_or_default())
         }
-        Step::Pivot if errno == Errno::INVAL => {
-            "pivot_root: the node's root is an initramfs without a mount below it".to_owned()
-        }
         step => format!("{step:?} ({index}): {errno_text}"),
     }
 }

@@ -5,6 +5,7 @@
 //! and the errno at which it stopped through a close-on-exec pipe, so that end of file means that the program runs.
 
 mod child;
+mod empty;
 mod explain;
 mod holder;
 mod mini_init;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 
+pub(crate) use empty::Empty;
 pub(crate) use holder::Holder;
 pub(crate) use plan::{Context, Joining, Plan, Stdio, Told};
 pub(crate) use volumes::Volumes;
@@ -151,7 +153,7 @@ pub(crate) fn start(plan: &Plan<'_>, cgroup: Option<BorrowedFd<'_>>) -> Result<L
         report: report.as_ref().map(|(_, w)| w.as_fd()),
     };
     let (pid, pidfd) = plan
-        .in_pid_namespace(|flags| sys::clone(flags, cgroup, || child::run(plan, &pipes)))
+        .in_namespaces(|flags| sys::clone(flags, cgroup, || child::run(plan, &pipes)))
         .map_err(clone_failed)?;
     // The shell reads them when poll says so, and must never wait there.
     for fd in [Some(&errors), report.as_ref().map(|(r, _)| r)].into_iter().flatten() {

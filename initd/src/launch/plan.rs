@@ -3,10 +3,10 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::empty::Empty;
 use super::mounts::{self, AsPodRoot, NODEV, NOSUID, RDONLY};
 use super::volumes::Volumes;
 use super::{Failure, Step, user};
@@ -38,8 +38,8 @@ pub(crate) struct Context<'a> {
     pub(crate) volumes: Option<&'a Volumes>,
     /// The cgroup lets only devices of the spec through.
     pub(crate) device_filter: bool,
-    /// A directory that a root can be attached to which is not at any place yet.
-    pub(crate) place: &'a Path,
+    /// What mount namespaces of containers begin as.
+    pub(crate) empty: &'a Empty,
 }
 
 /// A running container that a program joins.
@@ -63,8 +63,8 @@ pub(super) struct Attach {
 pub(super) enum Space<'a> {
     /// New ones, around this root; but for the PID namespace when the pod has one.
     New {
+        empty: &'a Empty,
         root: OwnedFd,
-        at: CString,
         attach: Vec<Attach>,
         cgroup: bool,
         pids: Option<(BorrowedFd<'a>, OwnedFd)>,
@@ -79,6 +79,8 @@ pub(crate) struct Plan<'a> {
     pub(super) userns: Option<BorrowedFd<'a>>,
     pub(super) rlimits: Vec<(u32, u64, u64)>,
     pub(super) oom_score_adj: Option<CString>,
+    /// The host's own `/proc`.
+    pub(super) proc: OwnedFd,
     pub(super) caps: u64,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -178,13 +180,9 @@ impl<'a> Plan<'a> {
                 owner(user.gid).map(rustix::fs::Gid::from_raw),
             );
         }
-        let at = match &spec.root {
-            Root::Mounted { path, .. } => path,
-            Root::Fresh { .. } => context.place,
-        };
-        let at = cstring(at.as_os_str())?;
         let pids = context.pids.map(|fd| Ok((fd, own_pids()?))).transpose()?;
-        let space = Space::New { root, at, attach, cgroup: context.cgroup, pids };
+        let empty = context.empty;
+        let space = Space::New { empty, root, attach, cgroup: context.cgroup, pids };
         let run = Run {
             argv: &spec.argv,
             env: spec.env.clone(),
@@ -261,6 +259,7 @@ impl<'a> Plan<'a> {
             rlimits: spec.rlimits.iter().map(|r| (r.resource, r.soft, r.hard)).collect(),
             // Always written: the shim's own is low and would be inherited.
             oom_score_adj: CString::new(spec.oom_score_adj.to_string()).ok(),
+            proc: host_proc()?,
             caps: spec.caps.0,
             uid: user.uid,
             gid: user.gid,
@@ -326,15 +325,17 @@ impl<'a> Plan<'a> {
         self.userns.is_some()
     }
 
-    /// Calls `clone` with the flags that put the child into its PID namespace; the shim itself stays where it is.
-    pub(super) fn in_pid_namespace<T>(
+    /// Calls `clone` with the flags that put the child into its mount and PID namespaces; the shim itself stays where it is.
+    pub(super) fn in_namespaces<T>(
         &self,
         clone: impl FnOnce(u64) -> rustix::io::Result<T>,
     ) -> rustix::io::Result<T> {
         match &self.space {
-            Space::New { pids: None, .. } => clone((libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64),
-            Space::New { pids: Some((pidfd, own)), .. } => {
-                within(*pidfd, own, || clone(libc::CLONE_NEWNS as u64))
+            Space::New { empty, pids: None, .. } => {
+                empty.within(|| clone((libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64))
+            }
+            Space::New { empty, pids: Some((pidfd, own)), .. } => {
+                within(*pidfd, own, || empty.within(|| clone(libc::CLONE_NEWNS as u64)))
             }
             Space::Join { pidfd, own } => within(*pidfd, own, || clone(0)),
         }
@@ -358,6 +359,13 @@ fn own_pids() -> Result<OwnedFd, Failure> {
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     rustix::fs::open("/proc/self/ns/pid", flags, rustix::fs::Mode::empty())
         .map_err(|e| Failure::new(Step::Setns, e, "/proc/self/ns/pid"))
+}
+
+/// Where a child that sees nothing of the host finds itself.
+fn host_proc() -> Result<OwnedFd, Failure> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/proc", flags, rustix::fs::Mode::empty())
+        .map_err(|e| Failure::new(Step::Proc, e, "/proc"))
 }
 
 /// A terminal in the container's own `/dev/pts`: our end, and the program's three descriptors of the other.

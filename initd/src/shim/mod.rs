@@ -20,6 +20,8 @@ mod zygote;
 
 use std::os::fd::OwnedFd;
 
+use crate::launch::Empty;
+
 pub use client::{ConnectId, Event, ExecId, PodFds, Shim, last_status};
 pub use wire::{Condition, ContainerState, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
 
@@ -33,20 +35,22 @@ pub use zygote::Zygote;
 pub fn main() -> i32 {
     let run = setup::process().and_then(|socket| {
         if !zygote::is_zygote() {
-            return Ok(shim(socket));
+            return Ok(shim(socket, None));
         }
-        zygote::run(&socket, |socket| {
+        // One that cannot be made here is tried again by each shim, which can say why not.
+        let empty = setup::empty_namespace().ok();
+        zygote::run(&socket, empty, |socket, empty| {
             // The zygote's session is not the shim's.
             let _ = rustix::process::setsid();
-            shim(socket)
+            shim(socket, empty)
         })
         .map(|()| 0)
     });
     run.unwrap_or_else(|e| say(&e))
 }
 
-fn shim(spawner: OwnedFd) -> i32 {
-    match setup::shim(spawner) {
+fn shim(spawner: OwnedFd, empty: Option<Empty>) -> i32 {
+    match setup::shim(spawner, empty) {
         Ok(shell) => {
             shell.run();
             0

@@ -13,7 +13,7 @@ use super::shell::{Held, Shell};
 use super::wire::{self, Condition, Reply, Request};
 use crate::cgroup::devices;
 use crate::error::{Error, Result};
-use crate::launch::{Step, Volumes};
+use crate::launch::{Empty, Step, Volumes};
 use crate::pod::{PodSpec, SPEC_BYTES_MAX};
 use crate::{cgroup, sys};
 
@@ -43,8 +43,8 @@ pub(super) fn process() -> Result<OwnedFd> {
 }
 
 /// Everything else that a shim does once.
-pub(super) fn shim(spawner: OwnedFd) -> Result<Shell> {
-    match receive(&spawner).and_then(|(spec, held)| enter(spec, held)) {
+pub(super) fn shim(spawner: OwnedFd, empty: Option<Empty>) -> Result<Shell> {
+    match receive(&spawner, empty).and_then(|(spec, held)| enter(spec, held)) {
         Ok((spec, held, listener, conditions)) => {
             Shell::new(spec, held, listener, spawner, conditions)
         }
@@ -64,7 +64,7 @@ pub(super) fn shim(spawner: OwnedFd) -> Result<Shell> {
 }
 
 /// The spec and the descriptors of the pod.
-fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
+fn receive(spawner: &OwnedFd, empty: Option<Empty>) -> Result<(PodSpec, Held)> {
     let mut buffer = [0u8; 256];
     let (n, fds) = recv_with_fds(spawner.as_fd(), &mut buffer)
         .map_err(|e| Error::sys("receive from", "spawner", e))?;
@@ -83,7 +83,12 @@ fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
     let spec = PodSpec::decode(&read_spec(&spec_fd)?)?;
     let dir = open_dir(&spec.dir)?;
     let terminate = sys::terminate_fd().map_err(|e| Error::sys("signalfd", "SIGTERM", e))?;
+    let empty = match empty {
+        Some(empty) => empty,
+        None => empty_namespace()?,
+    };
     let held = Held {
+        empty,
         terminate,
         dir,
         _lock: lock,
@@ -94,6 +99,11 @@ fn receive(spawner: &OwnedFd) -> Result<(PodSpec, Held)> {
         device_filter: false,
     };
     Ok((spec, held))
+}
+
+/// What mount namespaces of containers begin as.
+pub(super) fn empty_namespace() -> Result<Empty> {
+    Empty::make().map_err(|e| Error::sys("make", "an empty mount namespace", e))
 }
 
 fn read_spec(fd: &OwnedFd) -> Result<Vec<u8>> {

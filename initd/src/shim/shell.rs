@@ -16,7 +16,7 @@ use super::server::{Client, accept};
 use super::streams::{Attached, Dialing, READS_MAX};
 use super::wire::{self, Condition, ContainerStatus, Exit, PodStatus, Reply};
 use crate::error::Result;
-use crate::launch::{self, Context, Failure, Holder, Launched, Plan, Step, Told, Volumes};
+use crate::launch::{self, Context, Empty, Failure, Holder, Launched, Plan, Step, Told, Volumes};
 use crate::log::{Stream, Writer};
 use crate::pod::{PodSpec, Stdin};
 use crate::userns::IdMap;
@@ -36,6 +36,7 @@ pub(super) struct Held {
     pub(super) tun: Option<OwnedFd>,
     pub(super) userns: Option<(OwnedFd, IdMap)>,
     pub(super) volumes: Option<Volumes>,
+    pub(super) empty: Empty,
     /// The containers' cgroups have their device filters.
     pub(super) device_filter: bool,
 }
@@ -291,7 +292,7 @@ impl Shell {
             pids: self.holder.as_ref().map(Holder::pidfd),
             volumes: self.held.volumes.as_ref(),
             device_filter: self.held.device_filter,
-            place: &self.spec.dir,
+            empty: &self.held.empty,
         };
         let mut plan = Plan::container(&context, spec, stdio)?;
         let launched = launch::start(&plan, cgroup.as_ref().map(|c| c.as_fd()))?;

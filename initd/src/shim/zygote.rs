@@ -184,8 +184,15 @@ pub(super) fn is_zygote() -> bool {
     std::env::args_os().nth(2).is_some_and(|word| word == ROOM)
 }
 
-/// Makes shims until the agent has gone. `shim` is what each of them does to its end; its result is its exit code.
-pub(super) fn run(agent: &OwnedFd, shim: impl Fn(OwnedFd) -> i32) -> Result<()> {
+/// Makes shims until the agent has gone. `shim` is what each of them does to its end, with its copy of `common`; its result
+/// is its exit code.
+pub(super) fn run<T>(
+    agent: &OwnedFd,
+    common: Option<T>,
+    shim: impl Fn(OwnedFd, Option<T>) -> i32,
+) -> Result<()> {
+    // Taken by each child out of its own copy of this memory, never here.
+    let mut common = common;
     let title = sys::Title::find();
     let fail = |e| Error::sys("serve", "agent", e);
     loop {
@@ -203,7 +210,7 @@ pub(super) fn run(agent: &OwnedFd, shim: impl Fn(OwnedFd) -> i32) -> Result<()> 
             if let Some(title) = &title {
                 title.set([SHIM_NAME, "shim", id]);
             }
-            shim(socket)
+            shim(socket, common.take())
         });
         let errno = made.as_ref().err().map_or(0, |e| e.raw_os_error());
         let pidfd = made.ok();

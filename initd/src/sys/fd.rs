@@ -28,7 +28,8 @@ pub(crate) fn control_terminal(fd: RawFd) -> Result<()> {
     check(unsafe { libc::ioctl(fd, libc::TIOCSCTTY, 0) }.into()).map(drop)
 }
 
-/// `mount_setattr` on the mount of a descriptor. *child*
+/// `mount_setattr` on the mount of a descriptor, which also takes it out of its peer group: a clone of a shared mount would
+/// show on the host what is mounted in it. *child*
 pub(crate) fn mount_setattr(
     mount: BorrowedFd<'_>,
     recursive: bool,
@@ -38,6 +39,7 @@ pub(crate) fn mount_setattr(
     // SAFETY: all zeroes is a valid mount_attr.
     let mut attr: libc::mount_attr = unsafe { std::mem::zeroed() };
     attr.attr_set = set;
+    attr.propagation = libc::MS_PRIVATE;
     if let Some(fd) = userns {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = fd.as_raw_fd() as u64;
