@@ -7,28 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Bed, LONG, PROBE, eventually, finish, root_or_skip};
+use common::{Bed, LONG, PROBE, eventually, finish, root_or_skip, running};
 use initd::pod::{ContainerSpec, LogPolicy, Overflow, Root, RootIdmap, Stop, Tmpfs};
 use initd::shim::{ContainerState, Event, Shim};
-
-fn failure(bed: &Bed, c: ContainerSpec) -> String {
-    let mut shim = bed.spawn(&bed.pod(vec![c]));
-    let events = shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
-    finish(shim);
-    let text = events.iter().find_map(|e| match e {
-        Event::Failed { text, .. } => Some(text.clone()),
-        _ => None,
-    });
-    text.unwrap_or_else(|| panic!("{events:#?}"))
-}
-
-fn running(word: &str) -> usize {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|e| std::fs::read(e.path().join("cmdline")).ok())
-        .filter(|c| c.split(|b| *b == 0).any(|w| w == word.as_bytes()))
-        .count()
-}
 
 #[test]
 fn an_environment_over_the_limit_and_a_missing_loader_say_so() {
@@ -38,7 +19,7 @@ fn an_environment_over_the_limit_and_a_missing_loader_say_so() {
     let bed = Bed::new("limits");
     // One string may have 128 KiB (MAX_ARG_STRLEN).
     let env = vec![("BIG".to_owned(), "x".repeat(200 << 10))];
-    let text = failure(&bed, ContainerSpec { env, ..bed.container(&["true"]) });
+    let text = bed.failure(ContainerSpec { env, ..bed.container(&["true"]) });
     assert!(text.contains("larger than the kernel takes"), "{text}");
     // A dynamic program in an image without its loader.
     let source = bed.dir.join("x.c");
@@ -47,7 +28,7 @@ fn an_environment_over_the_limit_and_a_missing_loader_say_so() {
     let built = Command::new("cc").arg("-o").arg(&exe).arg(&source).status();
     if built.is_ok_and(|s| s.success()) {
         let argv = vec!["/bin/dynamic".to_owned()];
-        let text = failure(&bed, ContainerSpec { argv, ..bed.container(&[]) });
+        let text = bed.failure(ContainerSpec { argv, ..bed.container(&[]) });
         assert!(text.contains("needs the loader /lib"), "{text}");
     } else {
         println!("SKIP missing loader: no cc");

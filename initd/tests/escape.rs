@@ -21,6 +21,7 @@ const ETXTBSY: &str = "26";
 const EINVAL: &str = "22";
 const EROFS: &str = "30";
 const ENOSYS: &str = "38";
+const ENOPROTOOPT: &str = "92";
 const ECONNREFUSED: &str = "111";
 
 fn escape(bed: &Bed, c: ContainerSpec) -> (Exit, BTreeMap<String, String>) {
@@ -209,7 +210,7 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("so_mark", &[EPERM]),
     ("so_rcvbufforce", &[EPERM]),
     ("ip_transparent", &[EPERM]),
-    ("iptables", &[EPERM]),
+    ("iptables", &[EPERM, ENOPROTOOPT]),
     ("link_flags", &[EPERM]),
     ("new_link", &[EPERM]),
     ("abstract_seen", &["false"]),

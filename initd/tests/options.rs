@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 
-use common::{Bed, LONG, eventually, finish, root_or_skip};
+use common::{Bed, LONG, eventually, finish, root_or_skip, running};
 use initd::grants::{DeviceGrant, Grants};
 use initd::pod::{
     Bind, Check, ContainerSpec, Device, Kind, PodSpec, Probe, Root, Seccomp, Stdin, Volume,
@@ -70,14 +70,6 @@ fn what_a_container_leaves_in_a_shared_pid_namespace_ends_with_it() {
     eventually("at most the last one's daemon", || running("599996") <= 1);
     finish(shim);
     assert_eq!(running("599996"), 0);
-}
-
-fn running(word: &str) -> usize {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|e| std::fs::read(e.path().join("cmdline")).ok())
-        .filter(|c| c.split(|b| *b == 0).any(|w| w == word.as_bytes()))
-        .count()
 }
 
 #[test]

@@ -113,6 +113,18 @@ impl Bed {
         (exit, text)
     }
 
+    /// What a container says that cannot start.
+    pub fn failure(&self, container: ContainerSpec) -> String {
+        let mut shim = self.spawn(&self.pod(vec![container]));
+        let events = shim.wait(LONG, |e| matches!(e, Event::Stopped)).expect("events");
+        finish(shim);
+        let text = events.iter().find_map(|e| match e {
+            Event::Failed { text, .. } => Some(text.clone()),
+            _ => None,
+        });
+        text.unwrap_or_else(|| panic!("{events:#?}"))
+    }
+
     /// The lines of a container's log, without time, stream and tag.
     pub fn log(&self, container: &str) -> String {
         let bytes =
@@ -129,6 +141,15 @@ pub fn finish(mut shim: Shim) {
     let _ = shim.quit();
     shim.wait(LONG, |e| matches!(e, Event::Gone)).expect("gone");
     eventually("the shim's process", || shim.reap());
+}
+
+/// Processes with this word in their command line.
+pub fn running(word: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|e| std::fs::read(e.path().join("cmdline")).ok())
+        .filter(|c| c.split(|b| *b == 0).any(|w| w == word.as_bytes()))
+        .count()
 }
 
 /// A network namespace with only a loopback that is up.
