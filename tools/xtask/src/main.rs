@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod escape;
 mod flock;
 mod qemu;
 mod run;
@@ -57,6 +58,8 @@ enum Task {
         #[arg(long, default_value = "rack", value_parser = ["qemu", "rack"])]
         set: String,
     },
+    /// Try every way out of a container, in namespaces here and on a machine with real cgroups
+    Escape(escape::Asked),
     /// Run the tests on QEMU machines, each with a kernel of its own
     Qemu(qemu::Asked),
 }
@@ -73,6 +76,7 @@ fn main() -> Result<()> {
         Task::Sim { args } => run::sim(&args.iter().map(String::as_str).collect::<Vec<_>>()),
         Task::Bench { name, options } => bench::bench(&name, &options),
         Task::Image { set } => run::image(&set),
+        Task::Escape(asked) => escape::escape(&asked),
         Task::Qemu(asked) => qemu::qemu(&asked),
     }
 }

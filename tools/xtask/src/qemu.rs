@@ -48,6 +48,11 @@ pub(crate) fn smoke() -> Result<()> {
     qemu(&Asked { smoke: true, profile: "release".into(), seed: 1, ..Asked::default() })
 }
 
+/// One scenario, by name.
+pub(crate) fn scenario(name: &str, profile: &str) -> Result<()> {
+    qemu(&Asked { names: vec![name.into()], profile: profile.into(), seed: 1, ..Asked::default() })
+}
+
 /// Builds what is needed and runs the scenarios.
 pub(crate) fn qemu(asked: &Asked) -> Result<()> {
     let mut command = run::cargo(&["run", "--quiet", "--locked", "-p", "qemu-tests"]);
