@@ -167,8 +167,8 @@ fn remove_below(dir: &Path, depth: usize) -> rustix::io::Result<()> {
     }
 }
 
-/// Kills and removes, waiting for the killed to be gone.
-fn clear(dir: &Path) -> Result<()> {
+/// Kills and removes, waiting (at most 2 s) for the killed to be gone.
+pub(crate) fn clear(dir: &Path) -> Result<()> {
     let deadline = Instant::now() + KILL_WAIT;
     loop {
         match kill(dir) {

@@ -534,8 +534,8 @@ impl Shell {
         let name = super::client::SOCKET_NAME;
         let _ = rustix::fs::unlinkat(&self.held.dir, name, rustix::fs::AtFlags::empty());
         if let Some(pod) = &self.spec.cgroup {
-            let _ = cgroup::kill(pod);
-            let _ = cgroup::remove_tree(pod);
+            // What was killed last may still be on its way out.
+            let _ = cgroup::clear(pod);
         }
     }
 }
