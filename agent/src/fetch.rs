@@ -115,6 +115,7 @@ impl Fetcher {
                 }
             }
             ingest.commit().map_err(|e| e.to_string())?;
+            crate::fall::step("fetching");
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ pub mod backtrace;
 pub mod config;
 mod error;
 pub mod events;
+pub mod fall;
 pub mod fetch;
 pub mod flock;
 pub mod found;

@@ -51,6 +51,8 @@ pub enum Input {
     Remains {
         /// The claim.
         claim: String,
+        /// What to say of it once it is torn down.
+        failure: Option<Failure>,
     },
     /// An image is here, or cannot be had.
     Fetched {
@@ -220,9 +222,10 @@ impl Pods {
             Input::Adopted { claim, ip, ready, restarts } => {
                 self.adopt(claim, ip, ready, restarts, out);
             }
-            Input::Remains { claim } => {
+            Input::Remains { claim, failure } => {
                 if !self.pods.contains_key(&claim) {
-                    self.pods.insert(claim.clone(), Pod::new(Phase::Tearing, String::new()));
+                    let pod = Pod { failure, ..Pod::new(Phase::Tearing, String::new()) };
+                    self.pods.insert(claim.clone(), pod);
                     out.push(Action::Teardown { claim });
                 }
             }

@@ -92,6 +92,7 @@ pub fn run(config_path: &Path, maintenance: Option<&str>) -> anyhow::Result<Exit
     for dir in [&config.state, &config.run, &config.run.join("pods")] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
+    crate::fall::watch(&config.run);
     start(&config, machine, credentials, &signals)
 }
 

@@ -121,9 +121,11 @@ impl Worker {
     ) -> Result<Shim, Failure> {
         let again = |reason: String| Failure { reason, retryable: true };
         self.write_files(plan).map_err(again)?;
+        crate::fall::step("files");
         let map = IdMap::slot(plan.slot)
             .ok_or_else(|| again(format!("no user namespace has the slot {}", plan.slot)))?;
         let userns = userns::create(map).map_err(|e| again(format!("user namespace: {e}")))?;
+        crate::fall::step("userns");
         let mut roots: Vec<Option<(Image, PathBuf)>> = Vec::new();
         for container in &plan.claim.spec.containers {
             if container.exec.is_some() {
@@ -138,6 +140,7 @@ impl Worker {
                 .assemble(&self.store, &image, &dir, upper, Some(userns.as_fd()))
                 .map_err(|e| again(format!("container {}: {e}", container.name)))?;
             roots.push(Some((image, root.path)));
+            crate::fall::step("root");
         }
         let spec = plan.pod_spec(&roots).map_err(|reason| Failure { reason, retryable: false })?;
         let net = podnet::create(&PodConfig {
@@ -147,11 +150,13 @@ impl Worker {
             offload: true,
         })
         .map_err(|e| again(format!("pod network: {e}")))?;
+        crate::fall::step("network");
         conditions.extend(net.missing);
         let tun = net.tun.try_clone().map_err(|e| again(format!("pod network: {e}")))?;
         overlay
             .add_pod(plan.addr.ip4, plan.addr.ip6, tun)
             .map_err(|e| again(format!("overlay: {e}")))?;
+        crate::fall::step("overlay");
         let fds = PodFds {
             netns: Some(net.netns.as_fd()),
             tun: Some(net.tun.as_fd()),
@@ -174,6 +179,7 @@ impl Worker {
             fs::create_dir_all(dir).map_err(|e| format!("cannot create {}: {e}", dir.display()))
         };
         make(&plan.dir)?;
+        crate::fall::step("directory");
         make(&plan.info_dir())?;
         // First of all: from here on a later agent knows whose remains these are.
         let kept = serde_json::to_vec(&plan.kept()).map_err(|e| format!("{KEPT_NAME}: {e}"))?;
@@ -199,6 +205,7 @@ impl Worker {
         dir: &Path,
         network: Option<(Arc<Overlay>, std::net::Ipv4Addr)>,
     ) -> Vec<String> {
+        crate::fall::step("teardown");
         let mut left = Vec::new();
         if let Some((overlay, ip4)) = network
             && let Err(error) = overlay.remove_pod(ip4)
@@ -211,12 +218,14 @@ impl Worker {
         {
             left.push(format!("cgroup: {error}"));
         }
+        crate::fall::step("killed");
         let containers = dir.join("containers");
         for entry in fs::read_dir(&containers).into_iter().flatten().flatten() {
             if let Err(error) = self.mounts.release(&entry.path()) {
                 left.push(format!("{}: {error}", entry.path().display()));
             }
         }
+        crate::fall::step("unmounted");
         if left.is_empty() {
             for dir in [dir, &self.upper.join(claim)] {
                 match fs::remove_dir_all(dir) {

@@ -41,6 +41,9 @@ pub struct Why {
     pub slots: Vec<SlotWhy>,
     /// Slots left out of `slots`.
     pub more: u32,
+    /// The last failure of this generation, of which nothing is left to be seen; empty where there was none.
+    #[serde(default)]
+    pub past: String,
 }
 
 /// Slots explained one by one.
@@ -122,6 +125,9 @@ impl fmt::Display for Why {
         if self.more > 0 {
             write!(f, "\n… and {} more slots", self.more)?;
         }
+        if !self.past.is_empty() {
+            write!(f, "\n  last failure of this generation: {}", self.past)?;
+        }
         Ok(())
     }
 }
@@ -149,6 +155,10 @@ impl Sched {
         };
         why.more = missing.len().saturating_sub(SLOTS_MAX) as u32;
         why.slots = missing.into_iter().take(SLOTS_MAX).collect();
+        let failure = app.rollout.as_ref().map(|r| r.last_failure.as_str()).unwrap_or_default();
+        if !why.slots.iter().any(|slot| slot.reason == failure) {
+            failure.clone_into(&mut why.past);
+        }
         why
     }
 

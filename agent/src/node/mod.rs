@@ -272,8 +272,11 @@ impl Node {
                 );
             }
         }
+        if !self.machine.in_maintenance() {
+            self.explain_lost(&remains);
+        }
         for claim in remains {
-            self.pods_step(crate::pods::Input::Remains { claim });
+            self.pods_step(crate::pods::Input::Remains { claim, failure: None });
         }
         if self.machine.in_maintenance() {
             // Not recovered: offers are refused, and no claim is said to be gone. What runs from before is to move.
@@ -323,6 +326,7 @@ impl Node {
                 self.events.add(at_ms, about, format!("{bytes} bytes fetched from {source}"));
                 self.image_is_here(&fetched.digest);
                 self.publish();
+                crate::fall::step("fetched");
                 Ok(())
             }
             Err(reason) => {

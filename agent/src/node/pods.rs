@@ -10,7 +10,7 @@ use initd::shim::{ConnectId, Event as ShimEvent, ExecId, PodStatus, Shim};
 use initd::userns::IdMap;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use sched::Observed;
+use sched::{ClaimState, Observed};
 
 use super::Node;
 use super::sessions::{Attached, ExecNews, Waiting};
@@ -110,6 +110,7 @@ impl Node {
         if self.local.contains_key(&id) || self.machine.life.is_closed() {
             return;
         }
+        crate::fall::step("admitted");
         let now_us = self.clock.now_us();
         let addr = match &mut self.addresses {
             Some(addresses) => addresses.allocate(now_us).map_err(|e| e.to_string()),
@@ -177,6 +178,45 @@ impl Node {
         self.sched_step(sched::Input::Adopt { claim: &claim, record, observed });
         self.pods_step(Input::Adopted { claim: claim.clone(), ip, ready: status.ready, restarts });
         self.connect(&claim, shim);
+    }
+
+    /// Claims of this node whose pods an earlier agent did not bring up, or whose shims ended while there was no agent: what
+    /// is left of them is torn down, and their claims say why before they go.
+    pub(super) fn explain_lost(&mut self, remains: &[String]) {
+        let me = &self.config.name;
+        let lost: Vec<(String, sched::ClaimRecord, String)> = self
+            .sched
+            .claims()
+            .filter(|(id, record)| record.node == *me && !self.local.contains_key(*id))
+            .filter_map(|(id, record)| {
+                let reason = lost_words(me, record.state, remains.iter().any(|r| r == id))?;
+                Some((id.to_owned(), record.clone(), reason))
+            })
+            .collect();
+        let unwritten = remains.iter().filter_map(|id| {
+            let record = self.unwritten_claim(id)?;
+            Some((id.clone(), record, lost_words(me, ClaimState::Starting, true)?))
+        });
+        let lost: Vec<_> = lost.into_iter().chain(unwritten).collect();
+        for (claim, record, reason) in lost {
+            let about = format!("pod/{}", record.pod_name());
+            self.event(about, reason.clone());
+            let observed = Observed::Starting { ip: record.ip.clone() };
+            self.sched_step(sched::Input::Adopt { claim: &claim, record, observed });
+            let failure = Some(Failure { reason, retryable: true });
+            self.pods_step(Input::Remains { claim, failure });
+        }
+    }
+
+    /// The claim of a directory of which the map knows nothing: its record was still to be written when the agent ended.
+    fn unwritten_claim(&self, id: &str) -> Option<sched::ClaimRecord> {
+        let key = sched::record::claim_key(&self.config.name, id);
+        // A deleted one was torn down for good.
+        if self.driver.gossip().version(&key).is_some() {
+            return None;
+        }
+        let kept = std::fs::read(self.pod_dir(id).join(KEPT_NAME)).ok()?;
+        serde_json::from_slice::<Kept>(&kept).ok().map(|kept| kept.record)
     }
 
     /// Watches a shim's socket.
@@ -290,6 +330,7 @@ impl Node {
         }
         match result {
             Ok(shim) => {
+                crate::fall::step("prepared");
                 self.pods_step(Input::Prepared { claim: claim.clone(), result: Ok(()) });
                 self.connect(&claim, shim);
             }
@@ -356,5 +397,50 @@ impl Node {
     pub(crate) fn is_live(&self, node: &str) -> bool {
         node == self.config.name
             || self.driver.gossip().member(node).is_some_and(|m| m.state.is_live())
+    }
+}
+
+/// Why a claim has no pod behind it, where that is worth telling.
+fn lost_words(node: &str, state: ClaimState, remains: bool) -> Option<String> {
+    let doing = match state {
+        // What was written last may not have come to the disk; a directory is made after all images are here.
+        ClaimState::Admitted | ClaimState::Pulling | ClaimState::Starting if remains => {
+            "started it"
+        }
+        ClaimState::Admitted => "had only just admitted it",
+        ClaimState::Pulling => "fetched its image",
+        ClaimState::Starting => "started it",
+        // Without its directory it ended with the whole machine, as all the others did.
+        ClaimState::Running | ClaimState::Exited if remains => {
+            return Some(format!(
+                "its shim ended while {node} had no agent; what was left of it is removed"
+            ));
+        }
+        _ => return None,
+    };
+    Some(format!(
+        "the agent of {node} ended while it {doing}; what it had made is removed, another is started"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_without_a_pod_says_how_far_it_came() {
+        for (state, remains, words) in [
+            (ClaimState::Admitted, false, "only just admitted"),
+            (ClaimState::Pulling, false, "fetched its image"),
+            (ClaimState::Starting, true, "started it"),
+            (ClaimState::Admitted, true, "started it"),
+            (ClaimState::Running, true, "its shim ended"),
+        ] {
+            let said = lost_words("n1", state, remains).unwrap();
+            assert!(said.contains(words) && said.contains("n1"), "{said}");
+        }
+        for (state, remains) in [(ClaimState::Running, false), (ClaimState::Stopping, true)] {
+            assert_eq!(lost_words("n1", state, remains), None, "a reboot, or a wish");
+        }
     }
 }

@@ -57,6 +57,7 @@ impl Node {
                 if let Some(seen) = self.seen(&claim, &container) {
                     (seen.state, seen.restarts) = ("running", restarts);
                 }
+                crate::fall::step("running");
                 // The pod runs when its main containers do.
                 if self.is_main(&claim, &container) {
                     let ready = self.local.get(&claim).is_some_and(|l| l.ready);

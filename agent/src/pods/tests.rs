@@ -110,6 +110,18 @@ fn a_pod_that_ran_and_ended_is_not_born_again() {
 }
 
 #[test]
+fn remains_are_torn_down_once_and_say_why() {
+    let mut pods = Pods::new();
+    let failure = Failure { reason: "cut off".into(), retryable: true };
+    let input = Input::Remains { claim: CLAIM.into(), failure: Some(failure) };
+    assert_eq!(step(&mut pods, input), [Action::Teardown { claim: CLAIM.into() }]);
+    assert_eq!(step(&mut pods, Input::Remains { claim: CLAIM.into(), failure: None }), []);
+    let actions = step(&mut pods, Input::Torn { claim: CLAIM.into() });
+    let reason = "cut off".to_owned();
+    assert_eq!(observed(&actions), [&Observed::Failed { reason, retryable: true }]);
+}
+
+#[test]
 fn a_stop_of_what_is_not_there_is_answered() {
     let actions = step(&mut Pods::new(), stop());
     assert_eq!(observed(&actions), [&Observed::Gone]);
