@@ -82,6 +82,15 @@ impl Plan {
         image.rsplit_once('@').map_or(image, |(_, digest)| digest)
     }
 
+    /// Whether ports below 1024 are open to the pod: its network namespace belongs to the node, so no capability of a user
+    /// namespace counts there; the kernel asks the namespace's own bound, which all containers of the pod share.
+    pub fn low_ports(&self) -> bool {
+        let bind = initd::pod::Caps::named("NET_BIND_SERVICE").unwrap_or(initd::pod::Caps::NONE);
+        let has =
+            |c: &spec::Container| container::caps(c).is_ok_and(|caps| caps.with(bind) == caps);
+        self.claim.spec.containers.iter().any(has)
+    }
+
     /// Manifest digests, one for each container that has an image.
     pub fn images(&self) -> Vec<String> {
         let containers = self.claim.spec.containers.iter().filter(|c| c.exec.is_none());

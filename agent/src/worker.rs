@@ -148,6 +148,7 @@ impl Worker {
             ip6: plan.addr.ip6,
             mtu: POD_MTU,
             offload: true,
+            low_ports: plan.low_ports(),
         })
         .map_err(|e| again(format!("pod network: {e}")))?;
         crate::fall::step("network");

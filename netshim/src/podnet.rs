@@ -28,6 +28,9 @@ pub struct PodConfig {
     pub mtu: u16,
     /// Whether to ask the kernel for large packets and unfinished checksums (vnet_hdr, TSO, USO). Off only to find faults.
     pub offload: bool,
+    /// Whether any process of the pod may listen on ports below 1024. The namespace belongs to the caller's user namespace: there
+    /// CAP_NET_BIND_SERVICE of the pod's own one counts for nothing, so this is how it is granted.
+    pub low_ports: bool,
 }
 
 /// A pod's network.
@@ -80,7 +83,8 @@ fn create_here(config: &PodConfig) -> Result<PodNet, Error> {
     let netns =
         sys::netns_of(netlink.as_fd()).map_err(|errno| Error::Netns { op: "get its fd", errno })?;
     let mut missing = Vec::new();
-    for (path, value) in SYSCTLS {
+    let low_ports = (PORT_START, if config.low_ports { "0" } else { PORT_START_DEFAULT });
+    for (path, value) in SYSCTLS.iter().chain([&low_ports]) {
         // Optional on purpose: kernels without IPv6 lack half of them, and a pod works with the defaults.
         if let Err(errno) = std::fs::write(path, value) {
             missing.push(format!("sysctl {path} = {value}: {errno}"));
@@ -180,10 +184,13 @@ const QUEUE_LEN_MAX: u32 = 1_000;
 /// The header before each packet: `struct virtio_net_hdr`.
 const VNET_HDR_BYTES: i32 = crate::wire::VNET_HDR_LEN as i32;
 
+/// The first port that needs no capability (ip-sysctl.rst), and what it is by itself.
+const PORT_START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+const PORT_START_DEFAULT: &str = "1024";
+
 /// For the namespace of a pod, before `eth0` exists so that it inherits them.
 const SYSCTLS: &[(&str, &str)] = &[
-    // Containers have no CAP_NET_BIND_SERVICE outside of their user namespace, and need no CAP_NET_RAW for ping.
-    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    // Containers need no CAP_NET_RAW for ping.
     ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
     // There is no router and no neighbour on a TUN: no solicitations, no link-local address.
     ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0"),

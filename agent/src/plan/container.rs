@@ -93,7 +93,7 @@ pub(super) fn argv(from: &spec::Container, image: &Image) -> Vec<String> {
     }
 }
 
-fn caps(from: &spec::Container) -> Result<Caps, String> {
+pub(super) fn caps(from: &spec::Container) -> Result<Caps, String> {
     let Some(names) = &from.caps else {
         return Ok(match from.profile {
             spec::Profile::Strict => Caps::STRICT,

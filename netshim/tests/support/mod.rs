@@ -251,8 +251,13 @@ impl Node {
 
     pub fn pod(&mut self) -> Pod {
         let addr = self.addresses.allocate(0).unwrap();
-        let config =
-            PodConfig { ip4: addr.ip4, ip6: addr.ip6, mtu: MTU, offload: self.options.offload };
+        let config = PodConfig {
+            ip4: addr.ip4,
+            ip6: addr.ip6,
+            mtu: MTU,
+            offload: self.options.offload,
+            low_ports: true,
+        };
         let made = self.space.run(move || podnet::create(&config)).unwrap();
         assert_eq!(made.missing, Vec::<String>::new());
         let tun = made.tun.try_clone().unwrap();
