@@ -16,6 +16,9 @@
 //! [capacity]                         # for pods; measured where absent
 //! cpu = 7.5
 //! memory_mib = 30000
+//! [images]                           # how long and how much is kept of images that nothing needs
+//! unused_hours = 168
+//! max_mib = 20000                    # all images together; default: half of the file system
 //! [grants]                           # what pods may have besides what is theirs, see [`crate::grants`]
 //! host_tools = ["/usr/sbin/smartd", "/usr/lib/"]
 //! ```
@@ -80,6 +83,9 @@ pub struct NodeFile {
     /// Ports, where the defaults do not suit.
     #[serde(default)]
     pub ports: Ports,
+    /// How long images that nothing needs are kept.
+    #[serde(default)]
+    pub images: Images,
     /// Devices, host tools and filters that pods may have.
     #[serde(default)]
     pub grants: crate::grants::GrantsFile,
@@ -100,6 +106,7 @@ impl Default for NodeFile {
             labels: BTreeMap::new(),
             capacity: Capacity::default(),
             ports: Ports::default(),
+            images: Images::default(),
             grants: crate::grants::GrantsFile::default(),
         }
     }
@@ -132,6 +139,8 @@ pub struct NodeConfig {
     pub capacity: Capacity,
     /// Ports.
     pub ports: Ports,
+    /// How long images that nothing needs are kept.
+    pub images: Images,
     /// What pods may have besides what is theirs.
     pub grants: crate::grants::GrantsFile,
 }
@@ -171,6 +180,24 @@ pub struct Capacity {
     pub memory_mib: Option<u64>,
     /// Pods at most.
     pub pods: Option<u32>,
+}
+
+/// How long and how much is kept of images that no pod and no spec needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Hours since the last use here.
+    pub unused_hours: u64,
+    /// All images together, in MiB; half of their file system where absent. What is needed may take more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_mib: Option<u64>,
+}
+
+impl Default for Images {
+    /// A week.
+    fn default() -> Self {
+        Self { unused_hours: 168, max_mib: None }
+    }
 }
 
 /// The three ports of a node; the same on every node unless the network demands otherwise.
@@ -282,6 +309,7 @@ impl NodeFile {
             label_from,
             capacity: self.capacity.clone(),
             ports: self.ports.clone(),
+            images: self.images.clone(),
             grants: self.grants.clone(),
         })
     }

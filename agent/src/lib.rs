@@ -28,6 +28,7 @@ pub mod found;
 pub mod grants;
 pub mod hex;
 pub mod host;
+pub mod images;
 pub mod keys;
 pub mod life;
 pub mod node;

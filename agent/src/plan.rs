@@ -37,6 +37,9 @@ pub struct Kept {
     /// How long its stop takes when each container has its own grace, milliseconds; 0 where an older agent wrote this.
     #[serde(default)]
     pub grace_ms: u64,
+    /// Manifest digests of its images; none where an older agent wrote this.
+    #[serde(default)]
+    pub images: Vec<String>,
 }
 
 impl Kept {
@@ -113,6 +116,7 @@ impl Plan {
                 .map(|c| c.name.clone())
                 .collect(),
             grace_ms: self.claim.spec.grace_ms(),
+            images: self.images(),
         }
     }
 

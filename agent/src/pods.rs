@@ -203,6 +203,11 @@ impl Pods {
         self.here.insert(digest.to_owned());
     }
 
+    /// An image is no longer held: who needs it fetches it.
+    pub fn image_is_gone(&mut self, digest: &str) {
+        self.here.remove(digest);
+    }
+
     /// When [`Input::Timer`] is due, in microseconds.
     pub fn next_deadline(&self) -> Option<u64> {
         self.pods

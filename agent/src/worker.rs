@@ -7,14 +7,16 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use imagefs::{Digest, Image, Mounts, Store, Upper};
+use imagefs::{Digest, Image, ImageRecord, Mounts, Store, Upper};
 use initd::cgroup::NodeCgroup;
 use initd::shim::{PodFds, Shim, Zygote};
 use initd::userns::{self, IdMap};
 use netshim::Overlay;
 use netshim::podnet::{self, PodConfig};
 
+use crate::node::Survey;
 use crate::plan::Plan;
 use crate::pods::Failure;
 
@@ -40,6 +42,20 @@ pub enum Job {
         dir: PathBuf,
         /// Where its packets went, and its address there.
         network: Option<(Arc<Overlay>, std::net::Ipv4Addr)>,
+    },
+    /// Look through the images; answer with [`Done::Surveyed`].
+    Survey,
+    /// Remove images; answer with [`Done::Collected`].
+    Collect {
+        /// Manifest digests of what goes.
+        digests: Vec<String>,
+        /// What stays, also without a name in the store.
+        keep: Vec<ImageRecord>,
+    },
+    /// Note that images are used until now.
+    Used {
+        /// Their manifest digests.
+        digests: Vec<String>,
     },
     /// Replace a small file as a whole.
     Write {
@@ -68,6 +84,10 @@ pub enum Done {
         /// What could not be removed, one line each; nothing is in use any more.
         left: Vec<String>,
     },
+    /// [`Job::Survey`].
+    Surveyed(Result<Survey, String>),
+    /// [`Job::Collect`]: bytes given back.
+    Collected(Result<u64, String>),
 }
 
 /// The state of the worker thread.
@@ -103,6 +123,19 @@ impl Worker {
             Job::Teardown { claim, dir, network } => {
                 let left = self.teardown(&claim, &dir, network);
                 Some(Done::Torn { claim, left })
+            }
+            Job::Survey => Some(Done::Surveyed(self.survey().map_err(|e| e.to_string()))),
+            Job::Collect { digests, keep } => {
+                let result = self.collect(&digests, &keep);
+                Some(Done::Collected(result.map_err(|e| e.to_string())))
+            }
+            Job::Used { digests } => {
+                for digest in digests.iter().filter_map(|d| Digest::from_str(d).ok()) {
+                    if let Err(error) = self.store.mark_used(&digest) {
+                        tracing::warn!(%error, "cannot note when an image was used");
+                    }
+                }
+                None
             }
             Job::Write { path, bytes } => {
                 if let Err(error) = replace(&path, &bytes) {
@@ -163,7 +196,28 @@ impl Worker {
             tun: Some(net.tun.as_fd()),
             userns: Some((userns.as_fd(), map)),
         };
-        self.zygote.spawn(&spec, fds).map_err(|e| again(format!("shim: {e}")))
+        let shim = self.zygote.spawn(&spec, fds);
+        crate::fall::step("shim");
+        shim.map_err(|e| again(format!("shim: {e}")))
+    }
+
+    fn survey(&self) -> imagefs::Result<Survey> {
+        let since = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ms = |at| u64::try_from(since(at).as_millis()).unwrap_or(u64::MAX);
+        let images = self.store.list_used()?.into_iter().map(|(r, at)| (r, ms(at))).collect();
+        let disk = nix::sys::statvfs::statvfs(self.store.root());
+        // A file system that does not tell its size bounds nothing.
+        let disk_bytes = disk.map_or(u64::MAX, |d| d.blocks().saturating_mul(d.fragment_size()));
+        Ok(Survey { images, disk_bytes })
+    }
+
+    /// References first: after a power cut the bytes have no name, and the next collection takes them.
+    fn collect(&self, digests: &[String], keep: &[ImageRecord]) -> imagefs::Result<u64> {
+        let goes = |r: &&ImageRecord| digests.contains(&r.manifest_digest.to_string());
+        for record in self.store.list()?.iter().filter(goes) {
+            self.store.remove(&record.reference)?;
+        }
+        Ok(self.store.gc(keep)?.freed_bytes)
     }
 
     fn image(&self, digest: &str) -> Result<Image, String> {

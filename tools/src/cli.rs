@@ -132,7 +132,7 @@ pub enum Command {
     },
     /// Show the node asked: its size, its network, what it lacks
     Status,
-    /// Pack, import and list images
+    /// Pack, import, list and remove images
     #[command(subcommand)]
     Image(Image),
     /// Make what machines boot, and boot them
@@ -391,6 +391,12 @@ pub enum Image {
     },
     /// List the flock's images
     Ls,
+    /// Take images out of the flock; nodes give back the room soon after
+    Rm {
+        /// A name, or sha256:DIGEST for an image under all its names
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
 }
 
 /// `quelea image pack`.

@@ -33,6 +33,16 @@ pub(super) async fn resolve(
     found.map(Json).map_err(|(status, message)| Refused(status, message))
 }
 
+/// Takes a name, or an image, out of the flock.
+pub(super) async fn remove(
+    State(shared): State<Shared>,
+    Query(query): Query<Reference>,
+) -> Answer<super::types::Image> {
+    let reference = query.reference.unwrap_or_default();
+    let removed = shared.core.call(move |node| node.remove_image(&reference)).await?;
+    removed.map(Json).map_err(|(status, message)| Refused(status, message))
+}
+
 /// Takes an OCI layout or a `docker save`, as a tar, into the store, and tells the flock.
 pub(super) async fn import(
     State(shared): State<Shared>,

@@ -227,7 +227,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/apps", get(apps))
         .route("/v1/apps/{namespace}/{app}", get(app).put(put_app))
         .route("/v1/apps/{namespace}/{app}/why", get(why))
-        .route("/v1/images", get(images::list).post(images::import))
+        .route("/v1/images", get(images::list).post(images::import).delete(images::remove))
         .route("/v1/images/resolve", get(images::resolve))
         .route("/v1/events", get(events))
         .merge(super::keys::routes())

@@ -224,6 +224,8 @@ pub struct Image {
     pub layers: u32,
     /// Nodes that hold all of it.
     pub nodes: Vec<String>,
+    /// Apps that are wanted and whose spec names it: `NAMESPACE/APP`.
+    pub used_by: Vec<String>,
 }
 
 /// `GET /v1/status`: the answering node itself.

@@ -226,6 +226,7 @@ impl Node {
         self.watch_address();
         self.watch_uuids();
         self.watch_health(now_us);
+        self.images_tick(now_us);
         self.publish();
     }
 

@@ -10,6 +10,7 @@
 //! [`Order`] for the fetcher. Decisions are the cores'; this module carries.
 
 mod carry;
+mod images;
 mod keys;
 mod machine;
 mod meet;
@@ -46,6 +47,7 @@ use crate::pods::Pods;
 use crate::trust::Submission;
 use crate::worker::{Done, Job};
 
+pub use images::Survey;
 pub use sessions::{Attached, ExecNews, ExecRequest, Running};
 
 /// Steps of the cores in one turn of the loop; what is left waits for the next turn, after the sockets were looked at.
@@ -106,6 +108,7 @@ pub struct Node {
     pub(crate) images: BTreeMap<String, ImageRecord>,
     pub(crate) tags: BTreeMap<String, String>,
     held: BTreeSet<String>,
+    collector: images::Collector,
     pub(crate) events: Events,
     pub(crate) conditions: BTreeSet<String>,
     pub(crate) joined: bool,
@@ -219,6 +222,7 @@ impl Node {
             images: BTreeMap::new(),
             tags: BTreeMap::new(),
             held: BTreeSet::new(),
+            collector: images::Collector::default(),
             events: Events::default(),
             joined: false,
             machine,
@@ -313,6 +317,8 @@ impl Node {
                 self.prepared(claim, result, conditions);
             }
             Done::Torn { claim, left } => self.torn(&claim, &left),
+            Done::Surveyed(survey) => self.surveyed(survey),
+            Done::Collected(result) => self.collected(result),
         }
     }
 

@@ -281,13 +281,16 @@ impl Node {
         }
     }
 
-    fn give(&mut self, job: Job) {
+    pub(super) fn give(&mut self, job: Job) {
         if self.channels.jobs.send(job).is_err() {
             self.condition("the worker thread is gone: restart the agent".into());
         }
     }
 
-    fn fetch(&mut self, digest: String) {
+    pub(super) fn fetch(&mut self, digest: String) {
+        if self.is_leaving(&digest) {
+            return;
+        }
         let Some(record) = self.images.get(&digest).cloned() else {
             let reason = format!(
                 "image {digest}: no record of it in the flock; import it with `quelea image import`"
@@ -351,6 +354,7 @@ impl Node {
             if let Some(addresses) = &mut self.addresses {
                 addresses.release(now_us, local.kept.addr);
             }
+            self.give(Job::Used { digests: local.kept.images });
         }
         self.peers_of.remove(claim);
         self.pods_step(Input::Torn { claim: claim.to_owned() });

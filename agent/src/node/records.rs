@@ -118,6 +118,7 @@ impl Node {
             Some(_) => self.event(format!("image/{digest}"), "its record is not readable: ignored"),
             None => {
                 self.images.remove(digest);
+                self.image_removed();
             }
         }
         self.publish();

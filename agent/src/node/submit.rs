@@ -63,6 +63,13 @@ impl Node {
     /// Makes an imported image known to the flock.
     pub(crate) fn announce(&mut self, record: &ImageRecord) -> Result<Image, Refusal> {
         let digest = record.manifest_digest.to_string();
+        if self.is_leaving(&digest) || !self.store.missing(record).is_empty() {
+            // It was removed as it came in.
+            return Err((
+                503,
+                format!("image {} was just being removed here: import it again", record.reference),
+            ));
+        }
         self.image_is_here(&digest);
         self.put(&format!("{IMAGE_PREFIX}{digest}"), record.encode())?;
         self.put(&format!("{TAG_PREFIX}{}", record.reference), digest.clone().into_bytes())?;

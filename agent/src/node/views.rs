@@ -146,9 +146,11 @@ impl Node {
         why.known.then(|| Why { coordinator: why.coordinator.clone(), text: why.to_string() })
     }
 
-    /// Every image that has a name.
+    /// Every image: those that have a name, then those that have lost it to a newer one.
     pub(crate) fn images_view(&self) -> Vec<Image> {
-        self.tags.iter().map(|(name, digest)| self.image_view(name, digest)).collect()
+        let nameless = self.images.keys().filter(|d| !self.tags.values().any(|t| t == *d));
+        let named = self.tags.iter().map(|(name, digest)| self.image_view(name, digest));
+        named.chain(nameless.map(|digest| self.image_view(digest, digest))).collect()
     }
 
     pub(super) fn image_view(&self, reference: &str, digest: &str) -> Image {
@@ -162,6 +164,7 @@ impl Node {
             size_bytes: record.map_or(0, |r| r.layers.iter().map(|l| l.size_bytes).sum()),
             layers: record.map_or(0, |r| u32::try_from(r.layers.len()).unwrap_or(u32::MAX)),
             nodes: holders.map(|(name, _)| name.clone()).collect(),
+            used_by: self.users_of(digest),
         }
     }
 

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use super::{Store, lock};
 use crate::digest::Digest;
 use crate::disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::ImageRecord;
 
 /// Digest to number of pins.
@@ -65,6 +66,28 @@ impl Store {
         }
         drop(pins);
         Pin { store: self.clone(), digests }
+    }
+
+    /// Every reference, and when its image was used last: since [`link`](Self::link) or [`mark_used`](Self::mark_used). It is the
+    /// reference file's time, so it outlives a reboot.
+    pub fn list_used(&self) -> Result<Vec<(ImageRecord, SystemTime)>> {
+        let used = |record: ImageRecord| {
+            let path = self.ref_path(&record.reference);
+            let metadata = std::fs::metadata(&path).map_err(|e| Error::io("stat", &path, e))?;
+            let at = metadata.modified().map_err(|e| Error::io("stat", &path, e))?;
+            Ok((record, at))
+        };
+        self.list()?.into_iter().map(used).collect()
+    }
+
+    /// The image with this manifest is used now, under each of its references here.
+    pub fn mark_used(&self, manifest: &Digest) -> Result<()> {
+        for record in self.list()?.iter().filter(|r| r.manifest_digest == *manifest) {
+            let path = self.ref_path(&record.reference);
+            let file = std::fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+            file.set_modified(SystemTime::now()).map_err(|e| Error::io("utimensat", &path, e))?;
+        }
+        Ok(())
     }
 
     /// Removes every blob and layer that no reference, no pin and no record in `keep` names. `keep` is what running

@@ -1,10 +1,11 @@
-//! `quelea image`: pack, import, list.
+//! `quelea image`: pack, import, list, remove.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
+use std::process::ExitCode;
 
-use agent::api::client::Body;
+use agent::api::client::{Body, empty};
 use agent::api::types::Image;
 use anyhow::{Context as _, Result, bail};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -75,9 +76,18 @@ pub(super) fn pack(args: &cli::Pack, format: Format) -> Result<()> {
 }
 
 const COLUMNS: &[Column<Image>] = &[
-    column("IMAGE", |i| i.reference.clone()),
+    // One that lost its name to a newer one goes by its digest, of which twelve digits tell it from others.
+    column("IMAGE", |i| match i.reference.strip_prefix("sha256:") {
+        Some(hex) => format!("sha256:{}…", hex.get(..12).unwrap_or(hex)),
+        None => i.reference.clone(),
+    }),
     column("SIZE", |i| output::bytes(i.size_bytes)),
     column("LAYERS", |i| i.layers.to_string()),
+    column("USED BY", |i| match i.used_by.as_slice() {
+        [] => "-".into(),
+        apps if apps.len() > 3 => format!("{} apps", apps.len()),
+        apps => apps.join(" "),
+    }),
     column("HELD BY", |i| match i.nodes.as_slice() {
         [] => "no node".into(),
         names if names.len() > 5 => format!("{} nodes", names.len()),
@@ -90,6 +100,39 @@ const COLUMNS: &[Column<Image>] = &[
 pub(super) async fn ls(context: &Context, format: Format) -> Result<()> {
     let images: Vec<Image> = context.endpoint.get("/v1/images").await?;
     output::list(format, &images, COLUMNS, |i| i.reference.clone())
+}
+
+/// `quelea image rm`. One that cannot be removed keeps no other from being removed.
+pub(super) async fn remove(
+    context: &Context,
+    format: Format,
+    images: &[String],
+) -> Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    let mut removed = Vec::new();
+    for name in images {
+        let path = format!("/v1/images?reference={}", escape(name));
+        match context.endpoint.json::<Image>(Method::DELETE, &path, empty()).await {
+            Ok(image) => {
+                match (format, image.nodes.len()) {
+                    (Format::Json, _) => {}
+                    (Format::Name, _) => println!("{}", image.reference),
+                    (_, 0) => println!("{} removed; its bytes have other names", image.reference),
+                    (_, 1) => println!("{} removed from the flock", image.reference),
+                    (_, n) => println!("{} removed from the flock and {n} nodes", image.reference),
+                }
+                removed.push(image);
+            }
+            Err(error) => {
+                eprintln!("quelea: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    if format == Format::Json {
+        output::json(&removed)?;
+    }
+    Ok(code)
 }
 
 /// `quelea image import`.

@@ -81,6 +81,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Image(crate::cli::Image::Import { path, tag }) => {
                 image::import(&context, format, &path, tag.as_deref()).await?;
             }
+            Command::Image(crate::cli::Image::Rm { images }) => {
+                return image::remove(&context, format, &images).await;
+            }
             Command::Image(crate::cli::Image::Ls) => image::ls(&context, format).await?,
             Command::Keys { action: None } => keys::list(&context, format).await?,
             Command::Keys { action: Some(crate::cli::Keys::Rotate(args)) } => {
