@@ -50,9 +50,19 @@ pub fn rss_bytes() -> u64 {
     field_kib(&text, "VmRSS:").unwrap_or(0) << 10
 }
 
-fn field_kib(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field_kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(name))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// CPU time of this process since its start, in microseconds; 0 where the kernel does not tell.
+pub fn own_cpu_us() -> u64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let us = |t: nix::sys::time::TimeVal| {
+        let seconds = u64::try_from(t.tv_sec()).unwrap_or(0);
+        seconds.saturating_mul(1_000_000).saturating_add(u64::try_from(t.tv_usec()).unwrap_or(0))
+    };
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |u| us(u.user_time()) + us(u.system_time()))
 }
 
 /// The kernel's release; empty where it does not tell.

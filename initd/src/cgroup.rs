@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 pub use limits::limit;
 pub(crate) use usage::oom_kills;
-pub use usage::{Pressure, PressureTimes, Usage, usage};
+pub use usage::{Pressure, PressureTimes, Usage, pressure, usage};
 
 use crate::error::{Error, Result};
 use crate::pod::is_name;

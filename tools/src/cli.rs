@@ -111,6 +111,8 @@ pub enum Command {
     },
     /// Stop an app; its spec is kept
     Stop(Stop),
+    /// Show what nodes and replicas use: again and again on a terminal, else once
+    Top(Top),
     /// Print what a replica wrote
     Logs(Logs),
     /// Run a program in a replica
@@ -297,6 +299,42 @@ pub struct Run {
     /// Give up waiting after this many seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub timeout: u64,
+}
+
+/// `quelea top`.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Only replicas of this app: [NAMESPACE/]APP, or one of them: [NAMESPACE/]APP.SLOT
+    pub app: Option<String>,
+    /// What comes first
+    #[arg(short, long, value_enum, default_value_t = SortBy::Cpu)]
+    pub sort: SortBy,
+    /// Only this node; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub on: Vec<String>,
+    /// Seconds between two looks on a terminal
+    #[arg(short, long, default_value_t = 2.0, value_name = "SECONDS", value_parser = seconds)]
+    pub every: f64,
+    /// Print once, also on a terminal
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// A pause that leaves the nodes time for other things.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds is needed".to_owned())?;
+    if (0.5..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("0.5 to 3600 s".into()) }
+}
+
+/// By what `quelea top` sorts.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SortBy {
+    /// Most CPU first
+    Cpu,
+    /// Most memory first
+    Memory,
+    /// By name
+    Name,
 }
 
 /// `quelea stop`.

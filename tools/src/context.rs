@@ -118,14 +118,22 @@ impl Context {
     /// It is not known, or no way leads there from here.
     pub async fn reach(&self, name: &str) -> Result<Endpoint> {
         let nodes: Nodes = self.endpoint.get("/v1/nodes").await?;
-        if nodes.answered_by == name {
-            return Ok(self.endpoint.clone());
-        }
         if !nodes.nodes.iter().any(|node| node.name == name) {
             bail!("no node {name} in this flock; see `quelea nodes`");
         }
+        self.way_to(&nodes.answered_by, name)
+    }
+
+    /// The API of a member, by the name of the node that is asked and its own.
+    ///
+    /// # Errors
+    /// No way leads there from here.
+    pub fn way_to(&self, asked: &str, name: &str) -> Result<Endpoint> {
+        if asked == name {
+            return Ok(self.endpoint.clone());
+        }
         let dir = self.bundle.as_deref().with_context(|| {
-            format!("{name} is asked through {}, as an operator: give the flock's bundle by --flock DIR or $QUELEA_FLOCK", nodes.answered_by)
+            format!("{name} is asked through {asked}, as an operator: give the flock's bundle by --flock DIR or $QUELEA_FLOCK")
         })?;
         let tls = agent::tls::client(dir, "operator")?;
         // Through the node that answered: from here the others may be out of reach.

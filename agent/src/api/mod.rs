@@ -14,3 +14,4 @@ pub mod programs;
 pub mod relay;
 pub mod server;
 pub mod types;
+pub(crate) mod usage;

@@ -230,6 +230,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/images", get(images::list).post(images::import).delete(images::remove))
         .route("/v1/images/resolve", get(images::resolve))
         .route("/v1/events", get(events))
+        .route("/v1/usage", get(super::usage::usage))
         .merge(super::keys::routes())
         .route("/v1/pods/{namespace}/{pod}", get(pods::detail))
         .route("/v1/pods/{namespace}/{pod}/logs", get(pods::logs))

@@ -273,6 +273,97 @@ pub struct Event {
     pub message: String,
 }
 
+/// `GET /v1/usage`: what the answering node and its pods have used. Times and bytes that count up are since each began: two
+/// answers make a rate.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// The node that answers.
+    pub node: String,
+    /// When it was read, in microseconds of a clock of the node's own.
+    pub at_us: u64,
+    /// The machine.
+    pub machine: NodeUsage,
+    /// The pods that the node has.
+    pub pods: Vec<PodUsage>,
+}
+
+/// What a machine has used, pods and all else.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeUsage {
+    /// Thousandths of CPUs that there are.
+    pub cpus_milli: u64,
+    /// CPU time used, of all CPUs; counts up.
+    pub cpu_us: u64,
+    /// Memory that is not available to others.
+    pub memory_bytes: u64,
+    /// Memory that there is.
+    pub memory_total_bytes: u64,
+    /// How much was waited.
+    pub pressure: Stall,
+    /// Bytes over its interfaces; counts up.
+    pub net: Option<Traffic>,
+    /// CPU time that the agent used; counts up.
+    pub agent_cpu_us: u64,
+    /// The agent's resident memory.
+    pub agent_rss_bytes: u64,
+}
+
+/// What one pod has used. A field is absent where the machine does not tell.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodUsage {
+    /// Namespace of the app.
+    pub namespace: String,
+    /// App.
+    pub app: String,
+    /// `APP.SLOT`, or `APP.NODE` for a daemon.
+    pub name: String,
+    /// The id of its claim.
+    pub claim: String,
+    /// Thousandths of a CPU that it has claimed.
+    pub cpu_milli: u64,
+    /// Bytes that it has claimed; its containers get no more.
+    pub memory_limit_bytes: u64,
+    /// CPU time; counts up.
+    pub cpu_us: Option<u64>,
+    /// Memory, page cache included.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// How much was waited.
+    pub pressure: Stall,
+    /// Bytes read from disks; counts up.
+    pub read_bytes: Option<u64>,
+    /// Bytes written to disks; counts up.
+    pub written_bytes: Option<u64>,
+    /// Bytes over its interface; counts up.
+    pub net: Option<Traffic>,
+}
+
+/// Share of the last 10 s in which something waited, in hundredths of a percent (pressure stall information, `some`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stall {
+    /// For a CPU.
+    pub cpu_permyriad: Option<u32>,
+    /// For memory.
+    pub memory_permyriad: Option<u32>,
+    /// For disks.
+    pub io_permyriad: Option<u32>,
+}
+
+/// Bytes over interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Received.
+    pub received_bytes: u64,
+    /// Sent.
+    pub sent_bytes: u64,
+}
+
 /// The body of every answer that is not a success.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {

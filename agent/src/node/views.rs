@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use sched::ClaimState;
 
 use super::Node;
-use crate::api::types::{App, AppDetail, Image, Node as NodeView, Nodes, Pod, Status, Why};
+use crate::api::types::{
+    App, AppDetail, Image, Node as NodeView, Nodes, Pod, PodUsage, Status, Why,
+};
 use crate::host;
 
 impl Node {
@@ -166,6 +168,24 @@ impl Node {
             nodes: holders.map(|(name, _)| name.clone()).collect(),
             used_by: self.users_of(digest),
         }
+    }
+
+    /// The pods here whose use can be read, and where.
+    pub(crate) fn usage_asked(&self) -> Vec<crate::api::usage::Asked> {
+        let asked = |(claim, local): (&String, &super::pods::Local)| {
+            let record = local.record();
+            let known = PodUsage {
+                namespace: record.namespace.clone(),
+                app: record.app.clone(),
+                name: record.pod_name(),
+                claim: claim.clone(),
+                cpu_milli: record.cpu_milli,
+                memory_limit_bytes: record.memory_bytes,
+                ..PodUsage::default()
+            };
+            (known, self.cgroup.as_ref().map(|cgroup| cgroup.pod(claim)))
+        };
+        self.local.iter().map(asked).collect()
     }
 
     /// This node itself.

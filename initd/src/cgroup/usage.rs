@@ -143,8 +143,9 @@ fn io_totals(text: &str) -> Option<[u64; 4]> {
     total
 }
 
-/// Both lines; before Linux 5.13 `cpu.pressure` has no `full`.
-fn pressure(text: &str) -> Option<Pressure> {
+/// What a pressure file says, of a cgroup or of the machine (`/proc/pressure`); before Linux 5.13 `cpu.pressure` has no `full`.
+#[must_use]
+pub fn pressure(text: &str) -> Option<Pressure> {
     let line = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
     Some(Pressure {
         some: times(line("some")?)?,

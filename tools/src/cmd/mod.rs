@@ -10,6 +10,7 @@ mod list;
 mod logs;
 mod node;
 mod run;
+mod top;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -74,6 +75,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Status => list::status(&context, format).await?,
             Command::Run(args) => run::run(&context, &args).await?,
             Command::Stop(args) => run::stop(&context, &args).await?,
+            Command::Top(args) => top::top(&context, format, &args).await?,
             Command::Logs(args) => logs::logs(&context, &args).await?,
             Command::Exec(args) => return exec::exec(&context, &args).await,
             Command::Attach(args) => return exec::attach(&context, &args).await,
