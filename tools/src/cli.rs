@@ -115,7 +115,7 @@ pub enum Command {
     Top(Top),
     /// Print what a replica wrote
     Logs(Logs),
-    /// Run a program in a replica
+    /// Run a program in a replica, and end with its exit code
     Exec(Exec),
     /// Watch a container's program, and give it input where its spec says `stdin`
     Attach(Attach),
@@ -374,6 +374,9 @@ pub struct Logs {
 
 /// `quelea exec`.
 #[derive(Args, Debug)]
+#[command(
+    after_help = "It ends with the program's exit code: 128 + N where signal N ended it, 127 where there is no such program, 126 where it cannot be run, 125 where something else kept it from starting. Of `quelea` itself: 1."
+)]
 pub struct Exec {
     /// [NAMESPACE/]APP.SLOT, or APP for its first replica
     pub pod: String,

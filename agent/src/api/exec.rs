@@ -5,7 +5,7 @@
 //! | 0 stdin | client | input; an empty frame is its end |
 //! | 1 stdout, 2 stderr | node | output |
 //! | 3 exit | node | the exit code, 4 bytes, big endian; the last frame |
-//! | 4 failed | node | why it could not be started, UTF-8; the last frame |
+//! | 4 failed | node | the exit code as shells have it, 4 bytes, big endian, and why it could not be started, UTF-8; the last frame |
 //! | 5 resize | client | columns and rows of the terminal, 2 bytes each, big endian |
 //!
 //! A program on a terminal writes stdout only; the end of its input is what its terminal makes of a key.
@@ -36,6 +36,21 @@ pub enum Kind {
 
 const KINDS: [Kind; 6] =
     [Kind::Stdin, Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed, Kind::Resize];
+
+/// What a failed frame holds.
+#[must_use]
+pub fn failure_bytes(code: i32, why: &str) -> Vec<u8> {
+    [code.to_be_bytes().as_slice(), why.as_bytes()].concat()
+}
+
+/// The exit code and the words of a failed frame.
+#[must_use]
+pub fn failure(bytes: &[u8]) -> (i32, String) {
+    match bytes.split_first_chunk::<4>() {
+        Some((code, why)) => (i32::from_be_bytes(*code), String::from_utf8_lossy(why).into_owned()),
+        None => (125, "it could not be started".to_owned()),
+    }
+}
 
 /// What a resize frame holds.
 #[must_use]
@@ -109,6 +124,8 @@ mod tests {
             let (kind, bytes) = read(&mut from).await.unwrap().unwrap();
             assert_eq!((kind, size(&bytes)), (Kind::Resize, Some((80, 24))));
             assert_eq!(size(&[1, 2, 3]), None);
+            assert_eq!(failure(&failure_bytes(127, "no")), (127, "no".to_owned()));
+            assert_eq!(failure(b"abc").0, 125);
             assert_eq!(read(&mut from).await.unwrap(), None);
             assert!(read(&mut [1, 0, 1, 0, 1].as_slice()).await.is_err(), "over its bound");
             assert!(read(&mut [9, 0, 0, 0, 0].as_slice()).await.is_err(), "unknown kind");

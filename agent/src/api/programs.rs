@@ -184,14 +184,16 @@ async fn finish(to: &mut (impl AsyncWrite + Unpin), ended: ExecNews) -> std::io:
         ExecNews::Exited(exit) => {
             exec::write(to, Kind::Exit, &exit.shell_code().to_be_bytes()).await?;
         }
-        ExecNews::Failed(reason) => exec::write(to, Kind::Failed, reason.as_bytes()).await?,
+        ExecNews::Failed { reason, code } => {
+            exec::write(to, Kind::Failed, &exec::failure_bytes(code, &reason)).await?;
+        }
         ExecNews::Terminal(_) => {}
     }
     to.shutdown().await
 }
 
 fn pod_gone() -> ExecNews {
-    ExecNews::Failed("the pod is gone".into())
+    ExecNews::Failed { reason: "the pod is gone".into(), code: 125 }
 }
 
 fn left() -> std::io::Error {

@@ -42,7 +42,12 @@ pub enum ExecNews {
     /// It ended.
     Exited(Exit),
     /// It could not be started.
-    Failed(String),
+    Failed {
+        /// Why, for people.
+        reason: String,
+        /// What its exit code would be in a shell.
+        code: i32,
+    },
 }
 
 /// A running container's streams.

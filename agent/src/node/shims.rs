@@ -7,7 +7,7 @@ use initd::shim::{Condition, ContainerState, Event as ShimEvent, Exit, PodStatus
 use super::Node;
 use super::pods::Local;
 use super::sessions::{Attached, ExecNews};
-use super::words::{exit_words, failure_words, step_words};
+use super::words::{exit_words, failure_words, not_started_code, step_words};
 use crate::pods::{Failure, Input};
 
 /// One container, as its shim told it.
@@ -89,7 +89,8 @@ impl Node {
             }
             ShimEvent::ExecFailed { exec, step, errno, text } => {
                 let reason = step_words(step, errno, &text);
-                self.exec_said(&claim, exec, ExecNews::Failed(reason));
+                let code = not_started_code(step, errno);
+                self.exec_said(&claim, exec, ExecNews::Failed { reason, code });
             }
             ShimEvent::Attached { container, input, output, errors, terminal } => {
                 let attached = Attached { input, output, errors, terminal };
@@ -177,9 +178,12 @@ impl Node {
         claim: String,
         about: String,
         container: &str,
-        reason: String,
+        mut reason: String,
         retry_in_ms: Option<u32>,
     ) {
+        if let Some(ms) = retry_in_ms {
+            reason.push_str(&format!("; tried again in {:.1} s", f64::from(ms) / 1e3));
+        }
         self.event(about, reason.clone());
         self.set_ready(&claim, false);
         if let Some(seen) = self.seen(&claim, container) {

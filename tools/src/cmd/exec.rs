@@ -47,8 +47,11 @@ pub(super) async fn exec(context: &Context, args: &cli::Exec) -> Result<ExitCode
     // What is printed from here on is for a terminal as it was.
     drop(raw);
     match ended? {
-        Ok(code) => Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(255))),
-        Err(why) => bail!("{} in {}: {why}", args.argv.join(" "), pod.name),
+        Ok(code) => Ok(exit_code(code)),
+        Err((code, why)) => {
+            eprintln!("quelea: {} in {}: {why}", args.argv.join(" "), pod.name);
+            Ok(exit_code(code))
+        }
     }
 }
 
@@ -77,17 +80,22 @@ pub(super) async fn attach(context: &Context, args: &cli::Attach) -> Result<Exit
     drop(raw);
     match ended? {
         Ok(_) => Ok(ExitCode::SUCCESS),
-        Err(why) => bail!("{}: {why}", pod.name),
+        Err((_, why)) => bail!("{}: {why}", pod.name),
     }
 }
 
-/// Carries frames both ways until the last: the exit code, or why there is none.
+/// The low byte, as the kernel has it.
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(255))
+}
+
+/// Carries frames both ways until the last: the exit code, or that of a shell and why there is none.
 async fn carry(
     response: Response<Incoming>,
     endpoint: &Endpoint,
     terminal: bool,
     stdin: bool,
-) -> Result<Result<i32, String>> {
+) -> Result<Result<i32, (i32, String)>> {
     let upgraded = hyper::upgrade::on(response)
         .await
         .with_context(|| format!("{endpoint} did not begin to carry the program's streams"))?;
@@ -111,7 +119,7 @@ async fn carry(
                 ));
             }
             Some((Kind::Failed, bytes)) => {
-                return Ok(Err(String::from_utf8_lossy(&bytes).into_owned()));
+                return Ok(Err(exec::failure(&bytes)));
             }
             Some((Kind::Stdin | Kind::Resize, _)) => {}
             None => bail!("{endpoint} went away before the program ended"),

@@ -70,9 +70,14 @@ async fn carry(mut stream: TcpStream, endpoint: &Endpoint, path: &str) -> Result
 /// `8080:80`, or `80` for both.
 fn pair(text: &str) -> Result<(u16, u16)> {
     let (local, remote) = text.split_once(':').unwrap_or((text, text));
-    let wrong = || format!("{text:?} are no ports: write LOCAL:REMOTE, 8080:80 for example");
-    let local = local.parse().with_context(wrong)?;
-    let remote = remote.parse().with_context(wrong)?;
+    let wrong = || {
+        format!(
+            "{text:?} names no ports: write LOCAL:REMOTE, 8080:80 for example; a port is 1 to 65535"
+        )
+    };
+    // What the parser says of it helps nobody.
+    let local = local.parse().ok().with_context(wrong)?;
+    let remote = remote.parse().ok().with_context(wrong)?;
     if remote == 0 {
         bail!("{}: no port inside a pod is 0", wrong());
     }

@@ -67,7 +67,11 @@ fn exec_passes_code_output_and_input_and_says_what_is_missing() {
     let spec = flock.file("hello.toml", &hello_spec(1, ""));
     flock.ok(&["run", &spec]);
     let said = flock.say(&["exec", "hello.0", "--", "/nope"]);
-    refused(&said, &["/nope", "No such file"]);
+    refused(&said, &["no program \"/nope\" in the image"]);
+    assert_eq!(said.code, 127, "as shells have it: {said:?}");
+    let said = flock.say(&["exec", "hello.0", "--", "/run/quelea/peers.json"]);
+    refused(&said, &["not executable"]);
+    assert_eq!(said.code, 126, "as shells have it: {said:?}");
     let said = flock.say(&["exec", "hello", "--", "/hello", "get", "http://127.0.0.1:1/"]);
     assert_eq!(said.code, 1, "the program's own code: {said:?}");
     assert!(said.err.contains("cannot connect to 127.0.0.1 port 1"), "{said:?}");
