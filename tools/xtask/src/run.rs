@@ -89,18 +89,25 @@ pub(crate) fn build() -> Result<Built> {
     let args = [&["--config", &small, "build", "--release", "--locked"], &packages[..]].concat();
     check(&mut cargo(&args))?;
     // A second call only names what the first has built.
-    let text = output(cargo(&args).args(["--message-format", "json", "--quiet"]))?;
+    let built = built(cargo(&args).arg("--quiet"))?;
+    let dir = &built.dir;
+    for name in ["quelead", "quelea", "hello"] {
+        let bytes = std::fs::metadata(dir.join(name))?.len();
+        println!("  {name:8} {:6.2} MB, static", bytes as f64 / 1e6);
+    }
+    println!("  built in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(built)
+}
+
+/// Where a build that builds `quelead` puts its binaries.
+pub(crate) fn built(build: &mut Command) -> Result<Built> {
+    let text = output(build.args(["--message-format", "json"]))?;
     let executables: Vec<PathBuf> = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
         .collect();
     let quelead = executables.iter().find(|path| path.ends_with("quelead"));
     let dir = quelead.and_then(|path| path.parent()).context("cargo built no quelead")?;
-    for name in ["quelead", "quelea", "hello"] {
-        let bytes = std::fs::metadata(dir.join(name))?.len();
-        println!("  {name:8} {:6.2} MB, static", bytes as f64 / 1e6);
-    }
-    println!("  built in {:.1} s", start.elapsed().as_secs_f64());
     Ok(Built { dir: dir.to_owned() })
 }
 

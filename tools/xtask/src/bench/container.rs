@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::{Better, Figure, Options, Report};
+use super::{Better, Figure, Options, Report, idle};
 use crate::run;
 
 /// Ratios: of which metric, by whose, and what it has to stay below. CPU time says on a busy machine what the clock says
@@ -36,8 +36,19 @@ struct Line {
     unit: String,
 }
 
-/// Builds, runs and compares.
+/// Builds, runs and compares; then what idles.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let only = options.only.as_deref().unwrap_or_default();
+    if !only.starts_with(idle::PREFIX) {
+        compare(options, report)?;
+    }
+    if idle::PREFIX.starts_with(only) || only.starts_with(idle::PREFIX) {
+        idle::run(options, report)?;
+    }
+    Ok(())
+}
+
+fn compare(options: &Options, report: &mut Report) -> Result<()> {
     run::install(&[("crun", "crun"), ("runc", "runc")])?;
     let args = ["--profile", "fast", "--quiet", "--locked", "-p", "initd"];
     run::check(run::cargo(&["build"]).args(args).args(["--bins", "--examples"]))?;

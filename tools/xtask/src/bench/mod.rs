@@ -5,6 +5,7 @@
 
 mod container;
 mod gossip;
+mod idle;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
