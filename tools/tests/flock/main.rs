@@ -7,6 +7,8 @@
 
 mod bad_input;
 mod containers;
+mod falls;
+mod images;
 mod keys;
 mod life;
 mod machines;
