@@ -57,7 +57,7 @@ fn traces(flock: &Flock) -> Vec<String> {
 
     let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let mine = namespace(pid);
-    let shims = pids_with("quelead shim").into_iter().map(|pid| pid.to_string());
+    let shims = pids_with("quelea-shim shim").into_iter().map(|pid| pid.to_string());
     found.extend(shims.filter(|pid| namespace(pid) == mine).map(|pid| format!("shim {pid}")));
     let state = flock.json(&["--node", "n2", "nodes"]);
     assert_eq!(state["answered_by"], "n2");
