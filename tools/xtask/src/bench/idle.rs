@@ -126,8 +126,10 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     node.fill()?;
     std::thread::sleep(SETTLE);
     let agent = node.agent()?;
-    let shims: Vec<u32> =
-        children(agent).into_iter().filter(|pid| command_line(*pid).contains(" shim ")).collect();
+    let shims: Vec<u32> = children(agent)
+        .into_iter()
+        .filter(|pid| command_line(*pid).starts_with("quelea-shim "))
+        .collect();
     if shims.len() != PODS as usize {
         bail!("{} shims for {PODS} pods", shims.len());
     }
