@@ -1,7 +1,10 @@
 //! Upgrades: what an operator signs, and how a new kernel is staged on a node before PID 1 starts it.
 //!
 //! The body of the request is one stream: the length of the signed order (4 bytes, big endian), the order, the kernel, the
-//! initramfs. The order is verified before anything is written, the files against its digests before they count.
+//! initramfs. The order is verified before anything is written, the files against its digests before they count. The machine's own
+//! files go in front of the initramfs, which need not bring any: a boot image is the same for every machine.
+
+mod own;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -142,6 +145,8 @@ pub struct Staging {
     node: String,
     operators: Vec<([u8; 32], String)>,
     running: String,
+    /// The machine's own files.
+    own: PathBuf,
     state: State,
     order: Option<(Order, String)>,
     place: Option<Place>,
@@ -166,16 +171,25 @@ impl Drop for Place {
     }
 }
 
-const NAMES: [&str; 2] = ["kernel", "initrd"];
+const INITRD: &str = "initrd";
+const NAMES: [&str; 2] = ["kernel", INITRD];
 
 impl Staging {
-    /// Stages below `dir`, which is emptied. `running` is the kernel command line of now.
-    pub fn new(dir: &Path, node: &str, operators: &[([u8; 32], String)], running: &str) -> Self {
+    /// Stages below `dir`, which is emptied. `running` is the kernel command line of now, `own` the directory of the files that
+    /// make this machine the node that it is.
+    pub fn new(
+        dir: &Path,
+        node: &str,
+        operators: &[([u8; 32], String)],
+        running: &str,
+        own: &Path,
+    ) -> Self {
         Self {
             dir: dir.into(),
             node: node.into(),
             operators: operators.to_vec(),
             running: running.into(),
+            own: own.into(),
             state: State::Length(Vec::new()),
             order: None,
             place: None,
@@ -246,7 +260,11 @@ impl Staging {
         };
         let path = self.dir.join(name);
         if self.file.is_none() {
-            let file = File::create(&path).map_err(|e| Error::io("write", &path, e))?;
+            let mut file = File::create(&path).map_err(|e| Error::io("write", &path, e))?;
+            if *name == INITRD {
+                file.write_all(&own::archive(&self.own)?)
+                    .map_err(|e| Error::io("write", &path, e))?;
+            }
             self.file = Some((self.done, file, Context::new(&SHA256), part.size_bytes));
         }
         let Some((_, file, hash, missing)) = &mut self.file else { return Ok(()) };
@@ -317,7 +335,8 @@ mod tests {
 
         fn staging(&self) -> Staging {
             let running = "console=ttyS0 quelea.image=old quelea.trial=9 initrd=x";
-            Staging::new(&self.dir.join("kexec"), "n1", &self.operators, running)
+            let (dir, own) = (self.dir.join("kexec"), self.dir.join("own"));
+            Staging::new(&dir, "n1", &self.operators, running, &own)
         }
     }
 
@@ -339,6 +358,8 @@ mod tests {
     #[test]
     fn a_signed_image_is_staged_from_pieces_of_any_size() {
         let kit = Kit::new("upgrade");
+        fs::create_dir(kit.dir.join("own")).unwrap();
+        fs::write(kit.dir.join("own/node.toml"), "name = n1").unwrap();
         let bytes = stream(&kit, &order());
         for size in [1, 7, 64, 1 << 20] {
             let mut staging = kit.staging();
@@ -348,7 +369,9 @@ mod tests {
             let (dir, read, by) = staging.finish().unwrap();
             assert_eq!((read, by.as_str()), (order(), "alice"));
             assert_eq!(fs::read(dir.join("kernel")).unwrap(), b"kernel");
-            assert_eq!(fs::read(dir.join("initrd")).unwrap(), b"initramfs");
+            let initrd = fs::read(dir.join("initrd")).unwrap();
+            let own = initrd.strip_suffix(b"initramfs").unwrap();
+            assert!(own.windows(9).any(|w| w == b"name = n1") && own.len().is_multiple_of(512));
             let line = fs::read_to_string(dir.join("cmdline")).unwrap();
             let image = order().image();
             assert_eq!(line, format!("console=ttyS0 quelea.image={image} quelea.trial=60"));

@@ -142,16 +142,9 @@ impl Builder<'_> {
     ///
     /// # Errors
     /// When there are too many files.
-    pub fn archive(&self, machine: usize) -> Result<Vec<u8>> {
+    fn archive(&self, machine: usize) -> Result<Vec<u8>> {
         let files = self.files.get(machine).context("no files of that machine")?;
         Ok(images::node_archive(files)?.to_bytes())
-    }
-
-    /// A file of one machine's `/etc/quelea`, as text.
-    #[must_use]
-    pub fn text_of(&self, machine: usize, name: &str) -> String {
-        let file = self.files.get(machine).and_then(|files| files.iter().find(|f| f.0 == name));
-        file.map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()
     }
 
     /// No DHCP server in the switch: each machine is told its address on the command line.

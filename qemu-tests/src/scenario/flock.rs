@@ -40,7 +40,7 @@ fn mesh(env: &Env, test: &str, nodes: usize, goal_s: f64) -> Result<Outcome> {
 }
 
 pub(super) fn mesh_forms_3(env: &Env, test: &str) -> Result<Outcome> {
-    mesh(env, test, 3, 10.0)
+    mesh(env, test, 3, 6.0)
 }
 
 pub(super) fn mesh_forms_5(env: &Env, test: &str) -> Result<Outcome> {

@@ -153,13 +153,14 @@ pub(super) fn agent_crash_loop_maintenance(env: &Env, test: &str) -> Result<Outc
     Ok(passed(env, cluster, Vec::new()))
 }
 
-/// Two boot images for `quelea upgrade` of the second machine, as files of the first: one that is as good as what
-/// runs, one whose agent finds no credentials.
-fn upgrades(env: &Env, good: &[u8], broken: &[u8]) -> Result<Archive> {
+/// Two boot images for `quelea upgrade` of the second machine, as files of the first: one for any machine, without a
+/// word about who it is, and one that brings a configuration which no agent takes.
+fn upgrades(env: &Env) -> Result<Archive> {
     let node = env.node.as_ref().context("no quelead")?;
     let mut files = Archive::new();
     files.file_from("usr/lib/upgrade/kernel", 0o644, &env.vmlinuz)?;
-    for (name, config) in [("good", good), ("broken", broken)] {
+    let broken = images::node_archive(&[("node.toml".into(), b"name = ".to_vec())])?.to_bytes();
+    for (name, config) in [("good", &[][..]), ("broken", &broken)] {
         files.file(&format!("usr/lib/upgrade/{name}"), 0o644, [node, config].concat())?;
     }
     Ok(files)
@@ -167,13 +168,7 @@ fn upgrades(env: &Env, good: &[u8], broken: &[u8]) -> Result<Archive> {
 
 pub(super) fn kexec_upgrade_rolls_back(env: &Env, test: &str) -> Result<Outcome> {
     let builder = flock!(env, test, 2).memory_mib(512).reboots();
-    let good = builder.archive(1)?;
-    let broken = images::node_archive(&[(
-        "node.toml".into(),
-        builder.text_of(1, "node.toml").into_bytes(),
-    )])?;
-    let files = upgrades(env, &good, &broken.to_bytes())?;
-    let mut cluster = builder.extra_of(0, files).start()?;
+    let mut cluster = builder.extra_of(0, upgrades(env)?).start()?;
     let mut ctls = up(&mut cluster)?;
     let n1 = &mut ctls.remove(0);
     drop(ctls);

@@ -146,7 +146,8 @@ impl Node {
         }
         let running = found::read("/proc/cmdline".as_ref());
         let (name, operators) = (&self.config.name, &self.credentials.operators);
-        Ok(Staging::new(&self.config.run.join("kexec"), name, operators, &running))
+        let own = self.machine.file_path.parent().unwrap_or("/etc/quelea".as_ref());
+        Ok(Staging::new(&self.config.run.join("kexec"), name, operators, &running, own))
     }
 
     /// What was staged is started; the boot counter now, and PID 1's refusal.
