@@ -1,5 +1,7 @@
 //! Images over the API: what there is, what a name means, import, and blobs for other nodes.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::header;
@@ -12,6 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::server::{Answer, Refused, Shared};
 
+/// The largest image that is taken in, in bytes of its tar.
+pub const IMPORT_BYTES_MAX: u64 = 64 << 30;
+/// An import that sends nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes of a blob read and sent in one go.
 const BLOB_CHUNK_BYTES: usize = 256 * 1024;
 
@@ -54,10 +60,25 @@ pub(super) async fn import(
     std::fs::create_dir_all(&shared.uploads).map_err(|e| failed("cannot keep the upload", &e))?;
     // Unlinked at once: nothing remains of an import that breaks off.
     let file = unnamed_file(&shared.uploads).map_err(|e| failed("cannot keep the upload", &e))?;
-    while let Some(frame) = body.frame().await {
+    let mut taken = 0;
+    loop {
         use std::io::Write as _;
+        let frame = tokio::time::timeout(SILENCE, body.frame()).await;
+        let frame = frame.map_err(|_| {
+            Refused(408, format!("the upload was silent for {SILENCE:?}: import it again"))
+        })?;
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|e| Refused(400, format!("the upload broke off: {e}")))?;
         if let Some(chunk) = frame.data_ref() {
+            taken += chunk.len() as u64;
+            if taken > IMPORT_BYTES_MAX {
+                return Err(Refused(
+                    413,
+                    format!(
+                        "the image has more than {IMPORT_BYTES_MAX} bytes: leave out what it does not run"
+                    ),
+                ));
+            }
             (&file).write_all(chunk).map_err(|e| failed("cannot keep the upload", &e))?;
         }
     }
