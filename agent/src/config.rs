@@ -256,11 +256,6 @@ impl NodeFile {
         Ok(config)
     }
 
-    /// Whether the machine has what the file leaves to it.
-    pub fn is_complete(&self, net: &Net) -> bool {
-        self.address.or(net.address).is_some()
-    }
-
     /// Fills in what the file leaves to the machine. `name` is whom the credentials name, `image` the labels that came
     /// with the boot image. `None` while there is no address.
     pub fn resolve(

@@ -112,7 +112,6 @@ enum State {
 pub struct Ipam {
     node: String,
     prefix6: Prefix6,
-    settle_us: u64,
     state: State,
     my_epoch: u32,
     synced: bool,
@@ -128,20 +127,12 @@ impl Ipam {
         Self {
             node: node.to_owned(),
             prefix6: prefix6(flock_id, node),
-            settle_us: SETTLE_US,
             state: State::Waiting,
             my_epoch: 0,
             synced: false,
             claims: BTreeMap::new(),
             past_epochs: BTreeMap::new(),
         }
-    }
-
-    /// Uses another settling time than [`SETTLE_US`].
-    #[must_use]
-    pub fn with_settle_us(mut self, settle_us: u64) -> Self {
-        self.settle_us = settle_us;
-        self
     }
 
     /// Takes back the prefix that this node used before a restart (its pods may still run): usable at once, written into the map again if
@@ -178,7 +169,7 @@ impl Ipam {
     /// When [`Input::Timer`] is due.
     pub fn next_deadline(&self) -> Option<u64> {
         match self.state {
-            State::Claiming { since_us, .. } => Some(since_us.saturating_add(self.settle_us)),
+            State::Claiming { since_us, .. } => Some(since_us.saturating_add(SETTLE_US)),
             _ => None,
         }
     }
@@ -197,7 +188,7 @@ impl Ipam {
             Input::Record { key, body } => self.on_record(now_us, key, body, out),
             Input::Timer => {
                 if let State::Claiming { index, since_us } = self.state
-                    && now_us >= since_us.saturating_add(self.settle_us)
+                    && now_us >= since_us.saturating_add(SETTLE_US)
                 {
                     self.hold(index, out);
                 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::server::{Answer, Refused, Shared};
 
 /// The largest image that is taken in, in bytes of its tar.
-pub const IMPORT_BYTES_MAX: u64 = 64 << 30;
+const IMPORT_BYTES_MAX: u64 = 64 << 30;
 /// An import that sends nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Bytes of a blob read and sent in one go.
