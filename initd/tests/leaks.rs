@@ -6,7 +6,7 @@ mod common;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use common::{Bed, LONG, eventually, finish, root_or_skip};
+use common::{Bed, LONG, eventually, finish, part, root_or_skip};
 use initd::pod::{Backoff, ContainerSpec, Kind, Restart, Volume, VolumeMount};
 use initd::shim::{Event, ExecSpec};
 use initd::userns;
@@ -50,14 +50,6 @@ fn held(bed: &Bed) -> Held {
         children: std::fs::read_to_string(children).unwrap_or_default().split_whitespace().count(),
     }
 }
-
-/// What a run in CI does. `QUELEA_LEAK_CYCLES` says otherwise, where a machine is emulated.
-fn cycles() -> usize {
-    let asked = std::env::var("QUELEA_LEAK_CYCLES").ok().and_then(|n| n.parse().ok());
-    asked.unwrap_or(CYCLES)
-}
-
-const CYCLES: usize = 300;
 
 /// On a machine that runs nothing else (`QUELEA_ALONE`) the kernel counts, too: with so few namespaces of each kind allowed, a
 /// launch fails soon when earlier ones have left theirs, whoever holds them.
@@ -193,7 +185,7 @@ fn pods(name: &str, cycles: usize) {
 
 #[test]
 fn pods_leave_nothing() {
-    pods("leaks", cycles());
+    pods("leaks", part(300));
 }
 
 /// `cargo test -p initd --test leaks -- --ignored --nocapture`: some minutes.
@@ -209,8 +201,6 @@ fn a_shim_that_restarts_and_joins_keeps_its_size() {
         return;
     }
     let bed = Bed::new("size");
-    // As many of everything as the pods of the other test allow.
-    let part = |n: usize| (n * cycles()).div_ceil(CYCLES);
     let named = |name: &str, words: &[&str]| ContainerSpec {
         name: name.into(),
         restart: Restart::Always,

@@ -15,6 +15,12 @@ use initd::userns::{self, IdMap};
 pub const LONG: Duration = Duration::from_secs(20);
 pub const PROBE: &str = env!("CARGO_BIN_EXE_initd-probe");
 
+/// How many of so many repetitions are made: `QUELEA_TEST_PERCENT`, where a machine is emulated and slow.
+pub fn part(of: usize) -> usize {
+    let percent = std::env::var("QUELEA_TEST_PERCENT").ok().and_then(|p| p.parse().ok());
+    (of * percent.unwrap_or(100usize)).div_ceil(100)
+}
+
 /// False (and says so): the test needs root.
 pub fn root_or_skip(name: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
