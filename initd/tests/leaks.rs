@@ -51,31 +51,41 @@ fn held(bed: &Bed) -> Held {
     }
 }
 
-/// On a machine that runs nothing else (`QUELEA_ALONE`) the kernel counts, too: with so few namespaces of each kind allowed, a
-/// launch fails soon when earlier ones have left theirs, whoever holds them.
-struct FewNamespaces(Vec<(std::path::PathBuf, String)>);
+/// Kinds of namespaces, with the flag that makes one.
+const KINDS: [(&str, i32); 7] = [
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("mnt", libc::CLONE_NEWNS),
+    ("net", libc::CLONE_NEWNET),
+    ("pid", libc::CLONE_NEWPID),
+    ("user", libc::CLONE_NEWUSER),
+    ("uts", libc::CLONE_NEWUTS),
+];
 
-impl FewNamespaces {
-    const MAX: usize = 24;
-
-    fn new() -> Option<Self> {
-        std::env::var_os("QUELEA_ALONE")?;
-        let mut before = Vec::new();
-        for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
-            let file = Path::new("/proc/sys/user").join(format!("max_{kind}_namespaces"));
-            before.push((file.clone(), std::fs::read_to_string(&file).expect("limit")));
-            std::fs::write(&file, Self::MAX.to_string()).expect("limit");
-        }
-        Some(Self(before))
-    }
-}
-
-impl Drop for FewNamespaces {
-    fn drop(&mut self) {
-        for (file, text) in &self.0 {
-            let _ = std::fs::write(file, text);
-        }
-    }
+/// On a machine that runs nothing else (`QUELEA_ALONE`): how many namespaces of each kind root has made that are still there,
+/// whoever holds them. The kernel tells by what it refuses: one more than a limit of that many.
+fn counted_by_the_kernel() -> Option<Vec<(&'static str, usize)>> {
+    std::env::var_os("QUELEA_ALONE")?;
+    let count = |(kind, flag): (&'static str, i32)| {
+        let file = format!("/proc/sys/user/max_{kind}_namespaces");
+        let before = std::fs::read_to_string(&file).expect("limit");
+        let refused = |limit: usize| {
+            std::fs::write(&file, limit.to_string()).expect("limit");
+            let tried = std::process::Command::new(common::PROBE)
+                .args(["unshare", &flag.to_string()])
+                .status()
+                .expect("probe");
+            match tried.code() {
+                Some(0) => false,
+                Some(libc::ENOSPC) => true,
+                other => panic!("unshare of {kind}: {other:?}"),
+            }
+        };
+        let there = (1..1000).take_while(|limit| refused(*limit)).count();
+        std::fs::write(&file, before).expect("limit");
+        (kind, there)
+    };
+    Some(KINDS.into_iter().map(count).collect())
 }
 
 /// Processes of the whole machine, and those that nobody has collected.
@@ -157,10 +167,10 @@ fn pods(name: &str, cycles: usize) {
         return;
     }
     let mut bed = Bed::new(name);
-    let few = FewNamespaces::new();
     // Each kind once: what is made once is no leak.
     (0..6).for_each(|round| one_pod(&mut bed, round));
     let (before, rss, alone) = (held(&bed), rss_kb(), processes());
+    let namespaces = counted_by_the_kernel();
     let begun = std::time::Instant::now();
     (0..cycles).for_each(|round| one_pod(&mut bed, round));
     let (after, grown) = (held(&bed), rss_kb().saturating_sub(rss));
@@ -177,9 +187,10 @@ fn pods(name: &str, cycles: usize) {
     );
     assert_eq!((after.mounts, after.cgroups), (0, before.cgroups));
     assert!(!bed.pod_dir().join("shim.sock").exists());
-    if few.is_some() {
+    if namespaces.is_some() {
         eventually("as many processes as before", || processes() == (alone.0, 0));
-        println!("no kind of namespace was ever there more than {} times", FewNamespaces::MAX);
+        eventually("as many namespaces as before", || counted_by_the_kernel() == namespaces);
+        println!("namespaces of the machine, before and after: {namespaces:?}");
     }
 }
 

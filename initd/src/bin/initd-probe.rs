@@ -164,6 +164,7 @@ fn main() {
         "direct" => load::direct(word(2), word(3), word(4)),
         "direct-read" => load::direct("read", word(2), "256"),
         "spin" => load::spin(word(2)),
+        "unshare" => load::unshare(word(2)),
         "make-user-namespaces" => load::user_namespaces(),
         "eat" => {
             let mut eaten = Vec::new();

@@ -87,3 +87,12 @@ pub(crate) fn user_namespaces() -> i32 {
     while initd::userns::create(map).is_ok() {}
     1
 }
+
+/// Makes a namespace by this flag and ends: 0, or the errno.
+pub(crate) fn unshare(flag: &str) -> i32 {
+    // SAFETY: this process has one thread and does nothing more.
+    match unsafe { libc::unshare(flag.parse().unwrap_or(0)) } {
+        0 => 0,
+        _ => std::io::Error::last_os_error().raw_os_error().unwrap_or(255),
+    }
+}
