@@ -206,6 +206,7 @@ fn start(
         uploads: config.state.join("uploads"),
         slots: Arc::new(Semaphore::new(server::UPLOADS_MAX)),
         relays: crate::api::relay::slots(),
+        netboot: Arc::default(),
     };
     start_api(shared, config)?;
     tracing::info!(

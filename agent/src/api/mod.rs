@@ -9,6 +9,7 @@ pub mod exec;
 mod images;
 mod keys;
 mod machine;
+pub mod netboot;
 mod pods;
 pub mod programs;
 pub mod relay;

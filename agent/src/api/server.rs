@@ -90,6 +90,8 @@ pub struct Shared {
     pub slots: Arc<Semaphore>,
     /// Bounds [`relay::RELAYS_MAX`].
     pub relays: Arc<Semaphore>,
+    /// The provisioning network, for one operator at a time.
+    pub netboot: Arc<super::netboot::Desk>,
 }
 
 /// An answer that is no success.
@@ -223,6 +225,7 @@ fn router(shared: Shared) -> Router {
     let for_operators = Router::new()
         .route("/v1/nodes", get(nodes))
         .merge(super::machine::routes())
+        .merge(super::netboot::routes())
         .route("/v1/pods", get(all_pods))
         .route("/v1/apps", get(apps))
         .route("/v1/apps/{namespace}/{app}", get(app).put(put_app))

@@ -24,6 +24,7 @@ pub mod event;
 pub mod http;
 pub mod lease;
 pub mod net;
+pub mod ports;
 pub mod rack;
 pub mod tftp;
 mod web;
@@ -32,11 +33,13 @@ pub use self::core::{Config, Unknown};
 pub use dhcp::Mac;
 pub use event::Event;
 pub use net::Interface;
+pub use ports::Ports;
 pub use rack::Rack;
 
 use self::core::{Answer, Core, Token};
 use crate::{BootDir, Error, Result, Uki};
 use bytes::Bytes;
+use ports::{Guest, Neighbours, Opener, Port, Web};
 use std::{
     cell::RefCell,
     collections::BTreeSet,
@@ -45,7 +48,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::UdpSocket, sync::Semaphore};
+use tokio::sync::Semaphore;
 
 /// Downloads by TFTP at a time. Further requests are not answered; clients ask again.
 pub const TFTP_SESSIONS_MAX: usize = 64;
@@ -87,25 +90,17 @@ struct Shared {
     events: RefCell<Box<dyn FnMut(Event)>>,
     public_uki: RefCell<Option<Vec<Bytes>>>,
     start: Instant,
-    interface: String,
-    server: Ipv4Addr,
-    sessions: RefCell<BTreeSet<SocketAddr>>,
+    opener: Opener,
+    neighbours: Neighbours,
+    sessions: RefCell<BTreeSet<SocketAddrV4>>,
 }
 
 /// Serves until `stop` is done.
 ///
 /// # Errors
-/// [`Error::Port`] when a port cannot be had; [`Error::Serve`] when the network goes away.
-pub async fn run(
-    server: Server,
-    interface: &Interface,
-    stop: impl Future<Output = ()>,
-) -> Result<()> {
-    let address = server.config.server;
-    let dhcp = net::udp(&interface.name, Ipv4Addr::UNSPECIFIED, 67)?;
-    let late = net::udp(&interface.name, address, 4011)?;
-    let files = net::udp(&interface.name, address, 69)?;
-    let listener = net::tcp(address, server.config.http_port)?;
+/// [`Error::Serve`] when the network goes away.
+pub async fn run(server: Server, ports: Ports, stop: impl Future<Output = ()>) -> Result<()> {
+    let Ports { mut dhcp, mut late, mut files, mut web, opener, neighbours } = ports;
     let shared = Rc::new(Shared {
         core: RefCell::new(Core::new(server.config, server.rack)),
         dir: server.dir,
@@ -113,8 +108,8 @@ pub async fn run(
         events: RefCell::new(server.events),
         public_uki: RefCell::default(),
         start: Instant::now(),
-        interface: interface.name.clone(),
-        server: address,
+        opener,
+        neighbours,
         sessions: RefCell::default(),
     });
     let tasks = tokio::task::LocalSet::new();
@@ -122,10 +117,10 @@ pub async fn run(
         .run_until(async {
             tokio::select! {
                 () = stop => Ok(()),
-                error = answer_dhcp(&shared, &dhcp, false) => Err(gone("DHCP", error)),
-                error = answer_dhcp(&shared, &late, true) => Err(gone("PXE", error)),
-                error = answer_tftp(&shared, &files) => Err(gone("TFTP", error)),
-                error = answer_http(&shared, &listener) => Err(gone("HTTP", error)),
+                error = answer_dhcp(&shared, &mut dhcp, false) => Err(gone("DHCP", error)),
+                error = answer_dhcp(&shared, &mut late, true) => Err(gone("PXE", error)),
+                error = answer_tftp(&shared, &mut files) => Err(gone("TFTP", error)),
+                error = answer_http(&shared, &mut web) => Err(gone("HTTP", error)),
             }
         })
         .await
@@ -202,10 +197,10 @@ fn fresh() -> Token {
     token
 }
 
-async fn answer_dhcp(shared: &Shared, socket: &UdpSocket, late: bool) -> std::io::Error {
+async fn answer_dhcp(shared: &Shared, port: &mut Port, late: bool) -> std::io::Error {
     let mut buffer = [0; dhcp::MESSAGE_BYTES_MAX + 1];
     loop {
-        let (len, from) = match socket.recv_from(&mut buffer).await {
+        let (len, from) = match port.receive(&mut buffer, &shared.neighbours).await {
             Ok(got) => got,
             Err(error) if passing(&error) => continue,
             Err(error) => return error,
@@ -215,7 +210,7 @@ async fn answer_dhcp(shared: &Shared, socket: &UdpSocket, late: bool) -> std::io
             shared.core.borrow_mut().dhcp(shared.now(), late, from, &buffer[..len], &mut fresh);
         shared.tell(events);
         if let Some(send) = send
-            && let Err(error) = socket.send_to(&send.bytes, send.to).await
+            && let Err(error) = port.send(&send.bytes, send.to).await
             && !passing(&error)
         {
             return error;
@@ -229,14 +224,15 @@ fn passing(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | Interrupted)
 }
 
-async fn answer_tftp(shared: &Rc<Shared>, socket: &UdpSocket) -> std::io::Error {
+async fn answer_tftp(shared: &Rc<Shared>, port: &mut Port) -> std::io::Error {
     let mut buffer = [0; tftp::PACKET_BYTES_MAX];
     loop {
-        let (len, from) = match socket.recv_from(&mut buffer).await {
+        let (len, from) = match port.receive(&mut buffer, &shared.neighbours).await {
             Ok(got) => got,
             Err(error) if passing(&error) => continue,
             Err(error) => return error,
         };
+        let SocketAddr::V4(from) = from else { continue };
         let busy = shared.sessions.borrow().len() >= TFTP_SESSIONS_MAX;
         // The same request once more: its session sends again by itself.
         if busy || shared.sessions.borrow().contains(&from) {
@@ -246,7 +242,7 @@ async fn answer_tftp(shared: &Rc<Shared>, socket: &UdpSocket) -> std::io::Error 
             tftp::Start::Ignore => {}
             tftp::Start::Refuse(packet, why) => {
                 tell_tftp(shared, from, "refused", &format!("TFTP: {why}"));
-                let _ = socket.send_to(&packet, from).await;
+                let _ = port.send(&packet, from).await;
             }
             tftp::Start::Serve(session, first) => {
                 shared.sessions.borrow_mut().insert(from);
@@ -270,47 +266,47 @@ async fn carry(
     shared: &Shared,
     mut session: tftp::Session,
     first: Vec<u8>,
-    to: SocketAddr,
+    to: SocketAddrV4,
 ) -> std::result::Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
-    let socket = net::udp(&shared.interface, shared.server, 0).map_err(|e| e.to_string())?;
-    socket.connect(to).await.map_err(failed)?;
+    let mut port = shared.opener.open(to).await.map_err(|e| e.to_string())?;
     let mut buffer = [0; tftp::PACKET_BYTES_MAX];
     let mut step = tftp::Step::Send(first);
     loop {
         match step {
             tftp::Step::Send(packet) => {
-                socket.send(&packet).await.map_err(failed)?;
+                port.send(&packet, to).await.map_err(failed)?;
             }
             tftp::Step::Wait => {}
             tftp::Step::Done => return Ok(()),
             tftp::Step::Failed(why) => return Err(why),
         }
         let wait = session.deadline().saturating_sub(shared.now());
-        step = match tokio::time::timeout(wait, socket.recv(&mut buffer)).await {
-            Ok(Ok(len)) => session.input(shared.now(), &buffer[..len]),
+        let answer = port.receive(&mut buffer, &shared.neighbours);
+        step = match tokio::time::timeout(wait, answer).await {
+            Ok(Ok((len, _))) => session.input(shared.now(), &buffer[..len]),
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => session.timeout(shared.now()),
         };
     }
 }
 
-fn tell_tftp(shared: &Shared, from: SocketAddr, what: &'static str, detail: &str) {
-    let SocketAddr::V4(from) = from else { return };
-    let mac = net::neighbour(&shared.interface, *from.ip()).unwrap_or(Mac([0; 6]));
+fn tell_tftp(shared: &Shared, from: SocketAddrV4, what: &'static str, detail: &str) {
+    let mac = shared.neighbours.find(*from.ip()).unwrap_or(Mac([0; 6]));
     let name = shared.core.borrow().name_of(mac);
     shared.tell(vec![
         Event::new(what, mac).machine(&name).address((*from.ip()).into()).detail(detail),
     ]);
 }
 
-async fn answer_http(shared: &Rc<Shared>, listener: &tokio::net::TcpListener) -> std::io::Error {
+async fn answer_http(shared: &Rc<Shared>, web: &mut Web) -> std::io::Error {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // Before it is accepted, so that those who wait take no descriptor. The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { continue };
-        let (stream, from) = match listener.accept().await {
-            Ok(got) => got,
+        let guest = match web.accept(&shared.neighbours).await {
+            Ok(Some(guest)) => guest,
+            Ok(None) => continue,
             // Out of descriptors, or the client went: others go on.
             Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => return error,
             Err(_) => {
@@ -318,20 +314,18 @@ async fn answer_http(shared: &Rc<Shared>, listener: &tokio::net::TcpListener) ->
                 continue;
             }
         };
-        let SocketAddr::V4(from) = from else { continue };
         let shared = Rc::clone(shared);
         tokio::task::spawn_local(async move {
-            let _ =
-                tokio::time::timeout(CONNECTION_TIMEOUT, serve_one(&shared, stream, from)).await;
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serve_one(&shared, guest)).await;
             drop(place);
         });
     }
 }
 
-async fn serve_one(shared: &Shared, stream: tokio::net::TcpStream, from: SocketAddrV4) {
+async fn serve_one(shared: &Shared, Guest { stream, from, .. }: Guest) {
     let peer = *from.ip();
     let service = hyper::service::service_fn(|request| {
-        let mac = net::neighbour(&shared.interface, peer);
+        let mac = shared.neighbours.find(peer);
         let response = web::answer(shared, peer, mac, &request);
         async move { Ok::<_, std::convert::Infallible>(response) }
     });

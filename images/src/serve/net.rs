@@ -109,7 +109,7 @@ pub fn tcp(address: Ipv4Addr, port: u16) -> Result<tokio::net::TcpListener> {
     make().map_err(|source| taken("tcp", port, source))
 }
 
-fn taken(protocol: &'static str, port: u16, source: std::io::Error) -> Error {
+pub(super) fn taken(protocol: &'static str, port: u16, source: std::io::Error) -> Error {
     let in_use = source.kind() == std::io::ErrorKind::AddrInUse;
     let holder = if in_use { holder(protocol, port) } else { None };
     Error::Port { protocol, port, holder, source }

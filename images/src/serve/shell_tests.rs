@@ -126,7 +126,7 @@ impl Running {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let serving = run(server, &interface, async {
+                let serving = run(server, Ports::here(&interface, 7403)?, async {
                     let _ = stopped.await;
                 });
                 tokio::pin!(serving);

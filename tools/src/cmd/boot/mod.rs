@@ -1,6 +1,7 @@
 //! `quelea boot`: what machines boot, built here and served from here.
 
 mod build;
+mod far;
 mod serve;
 
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use crate::cli::Global;
 pub enum Boot {
     /// Make a boot directory: kernel, initramfs, iPXE script and unified kernel image
     Build(Build),
-    /// Boot machines over their network: DHCP, TFTP and HTTP from this machine
+    /// Boot machines over their network: DHCP, TFTP and HTTP from this machine, or through a running node
     ///
     /// Beside the site's own DHCP server, which goes on giving addresses; or with --dhcp as the only one. BIOS and UEFI
     /// machines boot by PXE (iPXE comes by TFTP, the rest by HTTP), UEFI machines by HTTP boot, too. Each machine gets its
@@ -37,7 +38,12 @@ pub struct Serve {
     /// Which machine is which, by hardware address (TOML)
     #[arg(long, value_name = "FILE")]
     pub rack: Option<PathBuf>,
-    /// The interface to the machines [default: the only one with an address]
+    /// Serve through this node's network: NAME in the flock that --node leads to, or NAME@ADDRESS
+    ///
+    /// The node opens the ports and carries bytes; files, names and keys stay here.
+    #[arg(long, value_name = "NODE")]
+    pub on: Option<String>,
+    /// The interface to the machines [default: the only one with an address; with --on the node's own]
     #[arg(short, long, value_name = "NAME")]
     pub interface: Option<String>,
     /// What becomes of machines that --rack does not name

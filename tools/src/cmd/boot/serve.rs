@@ -9,12 +9,13 @@ use agent::flock::Bundle;
 use anyhow::{Context as _, Result, bail};
 use images::BootDir;
 use images::serve::{
-    Config, Event, Interface, Keys, Mac, Rack, Server, Unknown, lease::Pool, rack,
+    Config, Event, Interface, Keys, Mac, Ports, Rack, Server, Unknown, lease::Pool, rack,
 };
 use serde::Serialize;
 
 use super::{Serve, UnknownName};
 use crate::cli::{Format, Global};
+use crate::context::Context;
 use crate::output;
 
 /// Files of a node's credentials, as `quelea init node` writes them.
@@ -41,7 +42,18 @@ pub(super) fn serve(args: &Serve, global: &Global) -> Result<()> {
         bail!("--names {:?}: use a-z, 0-9, - and one of {{mac}}, {{mac6}}, {{mac4}}", args.names);
     }
     let keys = keys(args, global)?;
-    let interface = Interface::find(args.interface.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let (interface, ports) = match &args.on {
+        Some(node) => runtime.block_on(through(node, args, global))?,
+        None => {
+            let interface = Interface::find(args.interface.as_deref())?;
+            let ports = runtime.block_on(async { Ports::here(&interface, args.http_port) })?;
+            (interface, ports)
+        }
+    };
     let pool = args.dhcp.as_deref().map(|range| pool(range, &interface)).transpose()?;
     let config = Config {
         server: interface.address,
@@ -58,15 +70,11 @@ pub(super) fn serve(args: &Serve, global: &Global) -> Result<()> {
         pool,
         cmdline: images::bootdir::join(&dir.manifest.cmdline, &args.cmdline),
     };
-    banner(&config, &dir, &rack, &interface, global.output);
+    banner(&config, &dir, &rack, (&interface, args.on.as_deref()), global.output);
     let format = global.output;
     let server =
         Server { dir, rack, config, keys, events: Box::new(move |event| print(&event, format)) };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let stop = async {
             let terminated = async {
                 use tokio::signal::unix::{SignalKind, signal};
@@ -80,12 +88,28 @@ pub(super) fn serve(args: &Serve, global: &Global) -> Result<()> {
                 _ = terminated => {}
             }
         };
-        images::serve::run(server, &interface, stop).await
-    })?;
+        images::serve::run(server, ports, stop).await
+    });
+    match &args.on {
+        Some(node) => served.with_context(|| format!("{node} carries no more"))?,
+        None => served?,
+    }
     if format != Format::Json {
         println!("stopped; machines that are up are not touched");
     }
     Ok(())
+}
+
+/// The ports of a node: one of the flock that is asked, or one that is asked itself.
+async fn through(node: &str, args: &Serve, global: &Global) -> Result<(Interface, Ports)> {
+    let endpoint = if node.contains('@') {
+        let asked = Global { node: Some(node.to_owned()), ..global.clone() };
+        Context::find(&asked)?.endpoint
+    } else {
+        Context::find(global)?.reach(node).await?
+    };
+    let opened = super::far::open(endpoint, args.interface.as_deref(), args.http_port).await;
+    opened.with_context(|| format!("cannot serve through {node}"))
 }
 
 /// Where credentials come from: made by the flock's bundle, kept in the boot directory.
@@ -132,8 +156,16 @@ impl Kept {
             std::fs::write(&marker, &stamp)
                 .with_context(|| format!("cannot write {}", marker.display()))?;
         }
+        // Of now, not of the machine's first boot: without the newest key it would be a stranger to the flock.
+        let ring = self.bundle.dir().join(agent::keys::FILE);
+        if ring.exists() {
+            std::fs::copy(&ring, dir.join(agent::keys::FILE))
+                .with_context(|| format!("cannot copy {}", ring.display()))?;
+        }
+        let ring = Some(&agent::keys::FILE).filter(|_| ring.exists());
         CREDENTIALS
             .iter()
+            .chain(ring)
             .map(|file| {
                 let path = dir.join(file);
                 let bytes = std::fs::read(&path)
@@ -160,13 +192,20 @@ fn pool(range: &str, interface: &Interface) -> Result<Pool> {
     Ok(pool)
 }
 
-fn banner(config: &Config, dir: &BootDir, rack: &Rack, interface: &Interface, format: Format) {
+fn banner(
+    config: &Config,
+    dir: &BootDir,
+    rack: &Rack,
+    (interface, on): (&Interface, Option<&str>),
+    format: Format,
+) {
     if format == Format::Json {
         return;
     }
     let manifest = &dir.manifest;
+    let of = on.map(|node| format!(" of {node}")).unwrap_or_default();
     println!(
-        "serving the {} set, Linux {}, on {} {}/{}",
+        "serving the {} set, Linux {}, on {}{of} {}/{}",
         manifest.set, manifest.release, interface.name, interface.address, interface.prefix
     );
     match &config.pool {
