@@ -1,4 +1,4 @@
-//! Adoption: an operator gives a machine in maintenance a name, labels and credentials of its own.
+//! Adoption: an operator gives a machine in maintenance, or one that no flock knows, a name, labels and credentials of its own.
 //!
 //! What is given is checked as a whole before anything of it counts, then written beside `node.toml`, and, where the machine has a
 //! state disk, there as well: the boot image brings back its own `node.toml` at the next boot, and [`install`] puts the
@@ -55,7 +55,22 @@ pub struct Adopted {
     pub disk: Option<PathBuf>,
 }
 
-/// Checks what an operator gives and writes it. `disk`: the state directory outlives a boot.
+impl Adopted {
+    /// Where that is and how long it lasts, for people. `in_memory`: the machine keeps nothing over a boot.
+    #[must_use]
+    pub fn words(&self, in_memory: bool) -> String {
+        match &self.disk {
+            Some(dir) => format!("kept on its disk in {}", dir.display()),
+            None if in_memory => format!(
+                "kept in {}, which is in memory: it lasts until the next boot",
+                self.dir.display()
+            ),
+            None => format!("kept in {}", self.dir.display()),
+        }
+    }
+}
+
+/// Checks what an operator gives and writes it. `flock`: the only one it may be into; `disk`: the state directory outlives a boot.
 ///
 /// # Errors
 /// What is wrong with it, or what could not be written; what counted before still counts then.
@@ -63,13 +78,15 @@ pub fn adopt(
     given: &Adopt,
     file: &NodeFile,
     file_path: &Path,
-    flock: &str,
+    flock: Option<&str>,
     disk: bool,
 ) -> Result<Adopted, Error> {
     let bad = |reason: String| Error::Malformed { what: "adoption", reason };
     let mut labels = file.labels.clone();
     labels.extend(given.labels.clone());
+    let join = if given.join.is_empty() { file.join.clone() } else { given.join.clone() };
     let text = toml::to_string(&NodeFile {
+        join,
         name: Some(given.name.clone()),
         maintenance: false,
         labels,
@@ -94,7 +111,7 @@ pub fn adopt(
             credentials.node, given.name
         )));
     }
-    if credentials.info.id != flock {
+    if flock.is_some_and(|id| id != credentials.info.id) {
         return Err(bad("the credentials are of another flock".into()));
     }
     let kept = disk.then(|| file.state.join(KEPT));
@@ -210,24 +227,28 @@ mod tests {
         fs::create_dir_all(file.state.join("gossip")).unwrap();
         let given = Adopt {
             name: "n7".into(),
+            join: Vec::new(),
             labels: [("rack".to_owned(), "r1".to_owned())].into(),
             files: files_of(&dir.join("n7")).unwrap(),
         };
         let id = bundle.info.id.as_str();
 
         let wrong = Adopt { name: "n8".into(), ..given.clone() };
-        let said = adopt(&wrong, &file, &path, id, true).unwrap_err().to_string();
+        let said = adopt(&wrong, &file, &path, Some(id), true).unwrap_err().to_string();
         assert!(said.contains("those of n7, not n8"), "{said}");
         let mut rotated = given.clone();
         rotated.files.insert(keys::FILE.into(), "no ring".into());
-        let said = adopt(&rotated, &file, &path, id, true).unwrap_err().to_string();
+        let said = adopt(&rotated, &file, &path, Some(id), true).unwrap_err().to_string();
         assert!(said.contains("gossip.ring") && !said.contains("no ring"), "{said}");
         let mut short = given.clone();
         short.files.remove("node.key");
         assert!(
-            adopt(&short, &file, &path, id, true).unwrap_err().to_string().contains("node.key")
+            adopt(&short, &file, &path, Some(id), true)
+                .unwrap_err()
+                .to_string()
+                .contains("node.key")
         );
-        let said = adopt(&given, &file, &path, "00", true).unwrap_err().to_string();
+        let said = adopt(&given, &file, &path, Some("00"), true).unwrap_err().to_string();
         assert!(said.contains("another flock"), "{said}");
         assert_eq!(Credentials::open(&etc).unwrap().node, "new", "nothing has changed");
         assert!(!install(&file, &path).unwrap());
@@ -236,7 +257,7 @@ mod tests {
         let ring = bundle.keys().unwrap().next([]).unwrap();
         ring.write(&dir.join("n7").join(keys::FILE)).unwrap();
         let given = Adopt { files: files_of(&dir.join("n7")).unwrap(), ..given };
-        let written = adopt(&given, &file, &path, id, true).unwrap();
+        let written = adopt(&given, &file, &path, Some(id), true).unwrap();
         assert_eq!(written.disk, Some(file.state.join("adopted")));
         let now = NodeFile::open(&path).unwrap();
         assert!(!now.maintenance && now.name.as_deref() == Some("n7"));

@@ -35,6 +35,7 @@ pub mod node;
 pub mod plan;
 pub mod pods;
 pub mod runtime;
+pub mod stranger;
 #[cfg(test)]
 mod testing;
 pub mod tls;

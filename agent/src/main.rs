@@ -16,6 +16,8 @@ const USAGE: &str = "\
 usage: quelead agent [--config FILE] [--maintenance] [--reason TEXT]
                                         run this node's agent (default FILE: /etc/quelea/node.toml);
                                         with --maintenance serve no pods and wait for an operator
+       quelead agent --stranger [--config FILE]
+                                        without a configuration: wait to be adopted by an operator
        quelead init [--config FILE] [--namespace]
                                         run as PID 1 and keep the agent running
        quelead --version | --help
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
 
 enum Role {
     Agent { config: PathBuf, maintenance: Option<String> },
+    Stranger { config: PathBuf },
     Init { config: PathBuf, namespace: bool },
     Help,
     Version,
@@ -72,6 +75,7 @@ fn parse(
     let mut config = PathBuf::from("/etc/quelea/node.toml");
     let mut namespace = false;
     let (mut maintenance, mut reason) = (false, String::from("as it was told"));
+    let mut stranger = false;
     let name = role.as_ref().map(|role| role.to_string_lossy().into_owned()).unwrap_or_default();
     match name.as_str() {
         "--help" | "-h" | "help" => return Ok(Role::Help),
@@ -84,6 +88,7 @@ fn parse(
     while let Some(arg) = parser.next()? {
         match arg {
             Long("config") => config = parser.value()?.into(),
+            Long("stranger") if name == "agent" => stranger = true,
             Long("maintenance") if name == "agent" => maintenance = true,
             Long("reason") if name == "agent" => {
                 reason = parser.value()?.to_string_lossy().into_owned();
@@ -96,6 +101,9 @@ fn parse(
     if name == "init" {
         return Ok(Role::Init { config, namespace });
     }
+    if stranger {
+        return Ok(Role::Stranger { config });
+    }
     Ok(Role::Agent { config, maintenance: maintenance.then_some(reason) })
 }
 
@@ -104,12 +112,15 @@ fn run(role: Role) -> ExitCode {
         Role::Help => print!("{USAGE}"),
         Role::Version => println!("quelead {}", env!("CARGO_PKG_VERSION")),
         Role::Init { config, namespace } => return init(config, namespace),
+        Role::Stranger { config } => {
+            log();
+            if let Err(error) = agent::stranger::run(&config, &agent::config::NodeFile::default()) {
+                eprintln!("quelead: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
         Role::Agent { config, maintenance } => {
-            tracing_subscriber::fmt()
-                .with_writer(std::io::stderr)
-                .with_ansi(false)
-                .with_target(false)
-                .init();
+            log();
             match agent::runtime::run(&config, maintenance.as_deref()) {
                 Ok(agent::node::Exit::Quit) => {}
                 Ok(agent::node::Exit::Serve) => return again(&config),
@@ -121,6 +132,14 @@ fn run(role: Role) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+fn log() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
 }
 
 /// Maintenance is over and nobody else starts the full agent: this process becomes it.

@@ -21,6 +21,7 @@ use crate::fetch::{Fetched, Fetcher};
 use crate::flock::{Credentials, FlockInfo};
 use crate::found::{self, Boot, Net};
 use crate::node::{Adopted, Channels, Exit, Machine, Node, Parts, cgroup_conditions, find_pods};
+use crate::stranger;
 use crate::tls;
 use crate::worker::{Done, Worker};
 
@@ -44,8 +45,6 @@ const STACK_BYTES: usize = 1 << 20;
 /// What stopped it from starting: on what, why, and what to do.
 pub fn run(config_path: &Path, maintenance: Option<&str>) -> anyhow::Result<Exit> {
     check_root()?;
-    let signals = initd::init::end_signals()?;
-    let link = AgentEnd::from_env().context("PID 1's link")?;
     let file = match NodeFile::open(config_path) {
         // What an operator has to put right must not keep an operator out.
         Err(error) if maintenance.is_some() => {
@@ -54,6 +53,12 @@ pub fn run(config_path: &Path, maintenance: Option<&str>) -> anyhow::Result<Exit
         }
         file => file?,
     };
+    if maintenance.is_some() && !file.credentials.join("node.pem").exists() {
+        tracing::info!("{} holds no credentials of a flock", file.credentials.display());
+        return stranger::run(config_path, &file).map(|()| Exit::Quit);
+    }
+    let signals = initd::init::end_signals()?;
+    let link = AgentEnd::from_env().context("PID 1's link")?;
     if file.maintenance && adopt::install(&file, config_path)? {
         tracing::info!("an operator has adopted this machine: its configuration is on its disk");
         let Some(link) = link.filter(|_| maintenance.is_some()) else { return Ok(Exit::Serve) };
@@ -207,6 +212,7 @@ fn start(
         slots: Arc::new(Semaphore::new(server::UPLOADS_MAX)),
         relays: crate::api::relay::slots(),
         netboot: Arc::default(),
+        strangers: Arc::default(),
     };
     start_api(shared, config)?;
     tracing::info!(

@@ -59,7 +59,7 @@ pub fn client(credentials: &Path, who: &str) -> Result<Arc<ClientConfig>, Error>
     Ok(Arc::new(config))
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

@@ -88,8 +88,12 @@ pub enum Command {
         #[arg(value_name = "NODE")]
         target: String,
     },
-    /// Give a machine in maintenance a name and credentials of its own, and start it
+    /// Give a machine in maintenance, or one that no flock knows, a name and credentials of its own, and start it
     Adopt(Adopt),
+    /// List machines that no flock knows, on the links of the node asked: they booted without a configuration
+    ///
+    /// Nothing of it is proved: before you adopt one, compare its fingerprint with what its console shows.
+    Strangers(Strangers),
     /// End a machine's maintenance: what made its agent fall is put right
     Retry {
         /// Its name
@@ -274,9 +278,18 @@ pub struct Upgrade {
 /// `quelea adopt`.
 #[derive(Args, Debug)]
 pub struct Adopt {
-    /// The machine's present name, as `quelea nodes` has it
-    #[arg(value_name = "NODE")]
+    /// The machine's present name, as `quelea nodes` has it; with --fingerprint its address
+    #[arg(value_name = "NODE|ADDRESS")]
     pub target: String,
+    /// What a machine that no flock knows shows on its console; it is given nothing before it has proved to be that machine
+    #[arg(long, value_name = "DIGITS")]
+    pub fingerprint: Option<String>,
+    /// A running node that such a machine joins, besides those of the flock asked; may be repeated
+    #[arg(long, value_name = "ADDRESS", requires = "fingerprint")]
+    pub join: Vec<String>,
+    /// Reach such a machine from here, not through the node asked
+    #[arg(long, requires = "fingerprint")]
+    pub here: bool,
     /// Its name from now on
     #[arg(long)]
     pub name: String,
@@ -286,6 +299,14 @@ pub struct Adopt {
     /// Give up waiting after this many seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub timeout: u64,
+}
+
+/// `quelea strangers`.
+#[derive(Args, Debug)]
+pub struct Strangers {
+    /// Search the links of this machine, not those of the node asked
+    #[arg(long)]
+    pub here: bool,
 }
 
 /// `quelea run`.

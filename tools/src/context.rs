@@ -15,7 +15,7 @@ use crate::cli::Global;
 use crate::dev::registry;
 
 /// The socket of a node's own agent.
-const LOCAL_SOCKET: &str = "/run/quelea/api.sock";
+pub(crate) const LOCAL_SOCKET: &str = "/run/quelea/api.sock";
 /// Where an operator's bundle is looked for on a machine.
 const LOCAL_BUNDLE: &str = "/etc/quelea/flock";
 
@@ -159,7 +159,7 @@ pub fn split_namespace(text: &str) -> (&str, &str) {
     text.split_once('/').unwrap_or(("default", text))
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr> {
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr> {
     if let Ok(addr) = text.parse::<SocketAddr>() {
         return Ok(addr);
     }

@@ -54,6 +54,15 @@ pub enum Endpoint {
         /// Who is calling, and whom it trusts.
         tls: Arc<ClientConfig>,
     },
+    /// A machine that no flock knows, by the fingerprint of its key; see [`crate::stranger::client::tls`].
+    Stranger {
+        /// Address and port.
+        addr: SocketAddr,
+        /// Which key it must have.
+        tls: Arc<ClientConfig>,
+        /// A node on its link that carries the bytes, where it is out of reach from here.
+        through: Option<Box<Endpoint>>,
+    },
 }
 
 impl std::fmt::Display for Endpoint {
@@ -62,6 +71,10 @@ impl std::fmt::Display for Endpoint {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Https { addr, node, .. } => write!(f, "https://{addr} ({node})"),
             Self::Via { through, node, .. } => write!(f, "{node} through {through}"),
+            Self::Stranger { addr, through: None, .. } => write!(f, "the machine at {addr}"),
+            Self::Stranger { addr, through: Some(through), .. } => {
+                write!(f, "the machine at {addr} through {through}")
+            }
         }
     }
 }
@@ -182,6 +195,13 @@ impl Endpoint {
         self.json(Method::POST, path, full(bytes)).await
     }
 
+    /// A connection that this node carries on.
+    async fn relayed(&self, path: &str) -> std::io::Result<TokioIo<hyper::upgrade::Upgraded>> {
+        let sent = self.upgrade(path, empty(), relay::PROTOCOL).await;
+        let response = sent.map_err(std::io::Error::other)?;
+        hyper::upgrade::on(response).await.map(TokioIo::new).map_err(std::io::Error::other)
+    }
+
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async move {
             match self {
@@ -191,14 +211,21 @@ impl Endpoint {
                 Self::Https { addr, node, tls } => {
                     let stream = TcpStream::connect(addr).await?;
                     stream.set_nodelay(true)?;
-                    shake_hands(stream, node, tls).await
+                    shake_hands(stream, format!("{node}{NODE_SUFFIX}"), tls).await
                 }
                 Self::Via { through, node, tls } => {
-                    let sent = through.upgrade(&relay::path(node), empty(), relay::PROTOCOL).await;
-                    let response = sent.map_err(std::io::Error::other)?;
-                    let carried =
-                        hyper::upgrade::on(response).await.map_err(std::io::Error::other)?;
-                    shake_hands(TokioIo::new(carried), node, tls).await
+                    let carried = through.relayed(&relay::path(node)).await?;
+                    shake_hands(carried, format!("{node}{NODE_SUFFIX}"), tls).await
+                }
+                Self::Stranger { addr, tls, through } => {
+                    let name = crate::stranger::client::SERVER_NAME.to_owned();
+                    match through {
+                        None => shake_hands(TcpStream::connect(addr).await?, name, tls).await,
+                        Some(node) => {
+                            let path = relay::stranger_path(addr.ip());
+                            shake_hands(node.relayed(&path).await?, name, tls).await
+                        }
+                    }
                 }
             }
         })
@@ -209,11 +236,10 @@ type Connecting<'a> = Pin<Box<dyn Future<Output = std::io::Result<Box<dyn Stream
 
 async fn shake_hands(
     stream: impl Stream + 'static,
-    node: &str,
+    name: String,
     tls: &Arc<ClientConfig>,
 ) -> std::io::Result<Box<dyn Stream>> {
-    let name =
-        ServerName::try_from(format!("{node}{NODE_SUFFIX}")).map_err(std::io::Error::other)?;
+    let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
     let connector = tokio_rustls::TlsConnector::from(tls.clone());
     Ok(Box::new(connector.connect(name, stream).await?))
 }

@@ -1,8 +1,10 @@
 //! Serves the API: one thread, one tokio runtime. Every question about the flock is a closure run on the core thread.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -90,12 +92,14 @@ pub struct Shared {
     pub slots: Arc<Semaphore>,
     /// Bounds [`relay::RELAYS_MAX`].
     pub relays: Arc<Semaphore>,
+    /// Strangers that answered, and when.
+    pub strangers: Arc<Mutex<BTreeMap<IpAddr, Instant>>>,
     /// The provisioning network, for one operator at a time.
     pub netboot: Arc<super::netboot::Desk>,
 }
 
 /// An answer that is no success.
-pub(super) struct Refused(pub(super) u16, pub(super) String);
+pub(crate) struct Refused(pub(crate) u16, pub(crate) String);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -104,7 +108,7 @@ impl IntoResponse for Refused {
     }
 }
 
-pub(super) type Answer<T> = Result<Json<T>, Refused>;
+pub(crate) type Answer<T> = Result<Json<T>, Refused>;
 
 /// The path of a blob.
 pub fn blob_path(blob: &BlobRef) -> String {
@@ -149,7 +153,7 @@ async fn serve_local(listener: UnixListener, app: Router) {
         }
         let app = app.clone();
         tokio::spawn(async move {
-            connection(stream, app, Caller::Root).await;
+            connection(stream, app.layer(axum::Extension(Caller::Root))).await;
             drop(slot);
         });
     }
@@ -173,7 +177,7 @@ async fn serve_network(listener: TcpListener, app: Router, tls: Arc<ServerConfig
                 let certs = stream.get_ref().1.peer_certificates();
                 let caller = certs.and_then(|certs| tls::caller(certs.first()?));
                 if let Some(caller) = caller {
-                    connection(stream, app, caller).await;
+                    connection(stream, app.layer(axum::Extension(caller))).await;
                 }
             }
             drop(slot);
@@ -202,12 +206,11 @@ async fn bind(
     Ok((unix, tcp))
 }
 
-async fn connection(
+/// Serves one connection until its client is done.
+pub(crate) async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     app: Router,
-    caller: Caller,
 ) {
-    let app = app.layer(axum::Extension(caller));
     // A client that goes away in mid-request is its own affair.
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
@@ -241,6 +244,8 @@ fn router(shared: Shared) -> Router {
         .route("/v1/pods/{namespace}/{pod}/attach", post(programs::attach))
         .route("/v1/pods/{namespace}/{pod}/forward/{port}", post(programs::forward))
         .route("/v1/relay/{node}", post(relay::relay))
+        .route(relay::STRANGERS_PATH, get(relay::strangers))
+        .route("/v1/node/strangers/{address}", post(relay::stranger))
         .layer(middleware::from_fn(operators_only));
     for_nodes
         .merge(for_operators)
@@ -320,7 +325,7 @@ async fn put_app(
     }
 }
 
-pub(super) async fn small_body(body: Body) -> Result<Bytes, Refused> {
+pub(crate) async fn small_body(body: Body) -> Result<Bytes, Refused> {
     axum::body::to_bytes(body, BODY_BYTES_MAX)
         .await
         .map_err(|error| Refused(413, format!("the request's body: {error}")))

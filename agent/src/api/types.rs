@@ -100,6 +100,9 @@ pub struct Adopt {
     /// Labels, added to those of its `node.toml`.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Gossip addresses of running nodes; those it has where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub join: Vec<std::net::SocketAddr>,
     /// Its credentials, by file name.
     pub files: BTreeMap<String, String>,
 }

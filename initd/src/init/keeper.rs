@@ -36,6 +36,8 @@ pub enum Form {
     Full,
     /// On the mesh and reachable, no pods.
     Maintenance,
+    /// Without a configuration: it waits to be adopted.
+    Stranger,
 }
 
 /// What the node's configuration asks for.
@@ -43,6 +45,8 @@ pub enum Form {
 pub enum Wanted {
     /// There is none: nothing to start the agent with.
     Nothing,
+    /// There is none, and somebody may bring one over the network.
+    Stranger,
     /// It says `maintenance = true`.
     Maintenance,
     /// The agent.
@@ -230,12 +234,17 @@ impl Keeper {
                 self.state = State::Waiting { at_ms: now_ms + RETRY_MS };
                 return None;
             }
+            Wanted::Stranger => {
+                self.form = Form::Stranger;
+                self.reason = "no configuration of a node".into();
+                self.retry_at_ms = None;
+            }
             Wanted::Maintenance => {
                 self.form = Form::Maintenance;
                 self.reason = "the configuration asks for maintenance".into();
                 self.retry_at_ms = None;
             }
-            Wanted::Full if self.form == Form::Maintenance && self.retry_at_ms.is_none() => {
+            Wanted::Full if self.form != Form::Full && self.retry_at_ms.is_none() => {
                 self.form = Form::Full;
                 self.reason.clear();
             }
@@ -461,5 +470,23 @@ mod tests {
         k.spawned(0, 8);
         assert_eq!(k.deadline(), None, "it stays until told");
         assert_eq!(k.retry(5), Some(Order::Signal(8, libc::SIGTERM)));
+    }
+
+    #[test]
+    fn a_stranger_that_was_adopted_becomes_the_full_agent() {
+        let mut k = Keeper::new(None);
+        assert_eq!(k.timer(0), Some(Order::Look));
+        assert_eq!(k.looked(0, Wanted::Stranger), Some(Order::Spawn(Form::Stranger)));
+        k.spawned(0, 8);
+        // Its own falls change nothing but the wait.
+        k.ended(1, "ended: code 1");
+        assert_eq!(k.timer(101), Some(Order::Look));
+        assert_eq!(k.looked(101, Wanted::Stranger), Some(Order::Spawn(Form::Stranger)));
+        k.spawned(101, 9);
+        assert_eq!(k.retry(500), Some(Order::Signal(9, libc::SIGTERM)));
+        k.ended(510, "ended: code 0");
+        let at = k.deadline().expect("at once");
+        assert_eq!(up(&mut k, at, 10), Form::Full);
+        assert_eq!(k.reason(), "");
     }
 }

@@ -213,7 +213,8 @@ impl<'a> Shell<'a> {
             Ok(wanted) => wanted,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 self.say(format_args!("no {}: waiting for an operator", path.display()));
-                Wanted::Nothing
+                // A namespace's owner is the one who would bring it.
+                if self.booted.is_some() { Wanted::Stranger } else { Wanted::Nothing }
             }
             // The agent says better what is wrong with it.
             Err(_) => Wanted::Full,
@@ -306,8 +307,10 @@ fn start(agent: &[OsString], form: Form, reason: &str) -> crate::Result<(u32, In
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
     command.env(link::ENV, theirs.as_raw_fd().to_string());
-    if form == Form::Maintenance {
-        command.args(["--maintenance", "--reason", reason]);
+    match form {
+        Form::Full => {}
+        Form::Maintenance => drop(command.args(["--maintenance", "--reason", reason])),
+        Form::Stranger => drop(command.arg("--stranger")),
     }
     let child = command.spawn().map_err(|e| at(&e))?;
     // Dropping the handle neither kills nor reaps: that is this module's work.

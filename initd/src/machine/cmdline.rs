@@ -13,6 +13,7 @@
 //! quelea.state.wait=SECONDS    how long a disk that is expected is waited for    default 15
 //! quelea.watchdog=auto | soft | off                                 default auto: the hardware's, if there is one
 //! quelea.trial=SECONDS         reboot by then unless the agent says that this kernel is to be kept
+//! quelea.adopt=on | off        for the agent: whether a machine without a configuration can be adopted   default on
 //! quelea.image=ID              for the agent: the boot image, as an upgrade named it
 //! ```
 //!
@@ -193,6 +194,11 @@ impl Cmdline {
                 self.trial_s = Some(trial);
             }
             "image" => {}
+            "adopt" => {
+                if !["on", "off"].contains(&value) {
+                    return Err("adoption is on or off");
+                }
+            }
             "label" => {
                 if !label_is_valid(value) {
                     return Err("a label is KEY=VALUE");

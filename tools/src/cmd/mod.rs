@@ -10,6 +10,7 @@ mod list;
 mod logs;
 mod node;
 mod run;
+mod stranger;
 mod top;
 mod upgrade;
 
@@ -49,13 +50,24 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         _ => {}
     }
-    let context = Context::find(&cli.global)?;
     let format = cli.global.output;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let code = runtime.block_on(async {
+        match &cli.command {
+            Command::Adopt(args) => {
+                stranger::adopt_any(&cli.global, args, format).await?;
+                return anyhow::Ok(ExitCode::SUCCESS);
+            }
+            Command::Strangers(args) => {
+                stranger::list(&cli.global, args).await?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            _ => {}
+        }
+        let context = Context::find(&cli.global)?;
         match cli.command {
             Command::Nodes => list::nodes(&context, format).await?,
             Command::Node { target } => node::show(&context, format, &target).await?,
@@ -66,7 +78,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Poweroff(args) => node::end(&context, format, &args, "off").await?,
             Command::Upgrade(args) => upgrade::upgrade(&context, format, &args).await?,
             Command::Console { target } => node::console(&context, format, &target).await?,
-            Command::Adopt(args) => node::adopt(&context, format, &args).await?,
             Command::Retry { target } => node::retry(&context, format, &target).await?,
             Command::Forget { target } => node::forget(&context, format, &target).await?,
             Command::Ps { app } => list::ps(&context, format, app.as_deref()).await?,
@@ -91,14 +102,16 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Keys { action: Some(crate::cli::Keys::Rotate(args)) } => {
                 keys::rotate(&context, &args).await?;
             }
-            // Done above: these ask no node.
+            // Done above: these need not ask a node.
             Command::Dev(_)
+            | Command::Adopt(_)
+            | Command::Strangers(_)
             | Command::Boot(_)
             | Command::Init(_)
             | Command::Image(crate::cli::Image::Pack(_))
             | Command::Completion { .. } => {}
         }
-        anyhow::Ok(ExitCode::SUCCESS)
+        Ok(ExitCode::SUCCESS)
     });
     // Reading standard input may be under way on a thread that cannot be interrupted.
     runtime.shutdown_background();

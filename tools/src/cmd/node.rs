@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use agent::adopt::files_of;
 use agent::api::client::full;
 use agent::api::types::{Adopt, AdoptAnswer, Console, Node, Nodes, Pod, PowerOrder, Wish};
+use agent::flock::Bundle;
 use anyhow::{Context as _, Result, bail};
 use hyper::Method;
 use sched::record::{CORDON, DRAIN};
@@ -115,7 +116,7 @@ pub(super) async fn show(context: &Context, format: Format, name: &str) -> Resul
     Ok(())
 }
 
-fn said(format: Format, name: &str, words: &str, answer: &impl Serialize) -> Result<()> {
+pub(super) fn said(format: Format, name: &str, words: &str, answer: &impl Serialize) -> Result<()> {
     match format {
         Format::Json => output::json(answer)?,
         Format::Name => println!("{name}"),
@@ -238,25 +239,36 @@ pub(super) async fn forget(context: &Context, format: Format, name: &str) -> Res
     said(format, name, "is forgotten", &answer)
 }
 
-/// `quelea adopt`.
-pub(super) async fn adopt(context: &Context, format: Format, args: &cli::Adopt) -> Result<()> {
-    let mut labels = BTreeMap::new();
-    for label in &args.labels {
-        let (key, value) = label
-            .split_once('=')
-            .filter(|(key, value)| !key.is_empty() && !value.is_empty())
-            .with_context(|| format!("label {label:?} is not KEY=VALUE"))?;
-        labels.insert(key.to_owned(), value.to_owned());
-    }
-    let nodes: Nodes = context.endpoint.get("/v1/nodes").await?;
-    if nodes.nodes.iter().any(|n| n.name == args.name && n.name != args.target) {
+/// `KEY=VALUE`, each.
+pub(super) fn labels(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let pairs = texts.iter().map(|label| {
+        let pair =
+            label.split_once('=').filter(|(key, value)| !key.is_empty() && !value.is_empty());
+        let (key, value) = pair.with_context(|| format!("label {label:?} is not KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    });
+    pairs.collect()
+}
+
+/// Whether no node has this name.
+pub(super) fn is_free(nodes: &Nodes, name: &str) -> Result<()> {
+    if nodes.nodes.iter().any(|n| n.name == name) {
         bail!(
-            "the flock has a node {} already; choose another name, or forget it by `quelea forget {}`",
-            args.name,
-            args.name
+            "the flock has a node {name} already; choose another name, or forget it by `quelea forget {name}`"
         );
     }
-    let given = Adopt { name: args.name.clone(), labels, files: issue(context, &args.name)? };
+    Ok(())
+}
+
+/// `quelea adopt NODE`.
+pub(super) async fn adopt(context: &Context, format: Format, args: &cli::Adopt) -> Result<()> {
+    let labels = labels(&args.labels)?;
+    let nodes: Nodes = context.endpoint.get("/v1/nodes").await?;
+    if args.name != args.target {
+        is_free(&nodes, &args.name)?;
+    }
+    let files = issue(&context.bundle()?, &args.name)?;
+    let given = Adopt { name: args.name.clone(), labels, join: Vec::new(), files };
     let answer: AdoptAnswer =
         tell(context, &args.target, Method::POST, "/v1/node/adopt", &given).await?;
     let timeout = Duration::from_secs(args.timeout);
@@ -275,8 +287,7 @@ pub(super) async fn adopt(context: &Context, format: Format, args: &cli::Adopt) 
 }
 
 /// New credentials, as `quelea init node` makes them. They touch this machine's memory only.
-fn issue(context: &Context, name: &str) -> Result<BTreeMap<String, String>> {
-    let bundle = context.bundle()?;
+pub(super) fn issue(bundle: &Bundle, name: &str) -> Result<BTreeMap<String, String>> {
     let dir = std::path::Path::new("/dev/shm").join(format!("quelea-{}", std::process::id()));
     let issued = bundle.issue_node(name, &dir).and_then(|()| files_of(&dir));
     let removed = std::fs::remove_dir_all(&dir);

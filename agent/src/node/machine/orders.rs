@@ -104,20 +104,18 @@ impl Node {
         }
         let machine = &self.machine;
         let disk = machine.boot.state == "disk";
-        let adopted =
-            adopt::adopt(given, &machine.file, &machine.file_path, &self.credentials.info.id, disk)
-                .map_err(|error| match error {
-                    crate::Error::Io { .. } => (500, error.to_string()),
-                    _ => (400, error.to_string()),
-                })?;
-        let kept = match (&adopted.disk, machine.boot.state.as_str()) {
-            (Some(dir), _) => format!("kept on its disk in {}", dir.display()),
-            (None, "memory") => format!(
-                "kept in {}, which is in memory: it lasts until the next boot",
-                adopted.dir.display()
-            ),
-            (None, _) => format!("kept in {}", adopted.dir.display()),
-        };
+        let adopted = adopt::adopt(
+            given,
+            &machine.file,
+            &machine.file_path,
+            Some(&self.credentials.info.id),
+            disk,
+        )
+        .map_err(|error| match error {
+            crate::Error::Io { .. } => (500, error.to_string()),
+            _ => (400, error.to_string()),
+        })?;
+        let kept = adopted.words(machine.boot.state == "memory");
         self.event("machine", format!("adopted as {}; {kept}", given.name));
         self.retry()?;
         Ok(kept)
