@@ -38,6 +38,10 @@ pub struct Machine {
     pub nic: Option<&'static str>,
     /// It is blank: its firmware boots it from the network, once [`Vm::freeze`] lets it go.
     pub firmware: Option<Firmware>,
+    /// It boots as racks do, whatever the others do; see [`Builder::product`].
+    pub product: bool,
+    /// Another kernel and initramfs than the tests' own, without a control channel.
+    pub image: Option<(PathBuf, Vec<u8>)>,
     /// A second network device on the same switch, with this hardware address.
     pub second_nic: Option<[u8; 6]>,
 }
@@ -135,6 +139,20 @@ impl Builder<'_> {
             files.retain(|(known, _)| known != name);
             files.push((name.into(), bytes.into()));
         }
+        self
+    }
+
+    /// The files of `/etc/quelea` of one machine.
+    #[must_use]
+    pub fn files(&self, machine: usize) -> &[(String, Vec<u8>)] {
+        self.files.get(machine).map_or(&[], Vec::as_slice)
+    }
+
+    /// All files of `/etc/quelea` of one machine that has none so far.
+    #[must_use]
+    pub fn files_of(mut self, machine: usize, files: Files) -> Self {
+        self.files.resize(self.files.len().max(machine + 1), Files::new());
+        self.files[machine] = files;
         self
     }
 
@@ -238,7 +256,11 @@ impl Builder<'_> {
 
     fn plan(&self, index: usize, dir: &Path) -> Result<Plan> {
         let env = self.env;
-        let base = if self.product {
+        let own = self.machines.get(index).cloned().unwrap_or_default();
+        let product = self.product || own.product || own.image.is_some();
+        let base = if let Some((_, image)) = &own.image {
+            image
+        } else if product {
             &env.product
         } else if self.agent {
             env.node.as_ref().context("no quelead")?
@@ -246,7 +268,6 @@ impl Builder<'_> {
             &env.bare
         };
         let mut initrds = vec![base.clone()];
-        let own = self.machines.get(index).cloned().unwrap_or_default();
         let extra = self.extra.iter().chain(&own.extra);
         initrds.extend(extra.map(Archive::to_bytes));
         if index < self.files.len() {
@@ -263,10 +284,14 @@ impl Builder<'_> {
             own.second_nic.map(|mac| vm::nic("virtio-net-pci", "n1", dir, self.nodes + index, mac));
         Ok(Plan {
             index,
-            kernel: if self.product { env.vmlinuz.clone() } else { env.vmlinux.clone() },
+            kernel: match own.image {
+                Some((kernel, _)) => kernel,
+                None if product => env.vmlinuz.clone(),
+                None => env.vmlinux.clone(),
+            },
             initrds,
             memory_mib: own.memory_mib.unwrap_or(self.memory_mib),
-            args: if self.product {
+            args: if product {
                 format!("{ip} {args}")
             } else {
                 format!("rdinit=/{} {ip} {args}", crate::env::GUEST)
@@ -299,6 +324,7 @@ impl Builder<'_> {
             grants: (0..self.nodes).map(|n| (vm::mac(n), grant(n))).collect(),
             ntp: Vec::new(),
             seeds: String::new(),
+            loader: None,
             lease_s: 3600,
             mood: crate::fabric::Mood::Normal,
             heard: 0,

@@ -24,6 +24,10 @@ pub enum Bus {
     Nvme,
     /// `sda`.
     Ahci,
+    /// `sda`, behind a MegaRAID SAS 2108.
+    Megasas,
+    /// `sda`, behind VMware's adapter.
+    Pvscsi,
 }
 
 /// One disk. Its file is made when its machine is first switched on.
@@ -107,9 +111,18 @@ impl Disk {
             Bus::Virtio => ("virtio-blk-pci", String::new()),
             Bus::Nvme => ("nvme", String::new()),
             Bus::Ahci => ("ide-hd", format!(",bus=ide.{index}")),
+            Bus::Megasas | Bus::Pvscsi => ("scsi-hd", format!(",bus=hba{index}.0")),
         };
+        let adapter = match self.bus {
+            Bus::Megasas => Some("megasas-gen2"),
+            Bus::Pvscsi => Some("pvscsi"),
+            Bus::Virtio | Bus::Nvme | Bus::Ahci => None,
+        };
+        let adapter = adapter.map(|name| ["-device".into(), format!("{name},id=hba{index}")]);
         let device = format!("{device},drive=disk{index},serial=test{index}{place}");
-        vec!["-drive".into(), drive, "-device".into(), device]
+        let mut arguments: Vec<String> = adapter.into_iter().flatten().collect();
+        arguments.extend(["-drive".into(), drive, "-device".into(), device]);
+        arguments
     }
 
     /// Makes it larger, as a volume is grown below a machine that is off.

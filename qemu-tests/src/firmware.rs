@@ -14,6 +14,9 @@ pub(crate) const ROM: &str = "rombar=1";
 pub enum Firmware {
     /// SeaBIOS; the card's ROM is iPXE.
     Bios,
+    /// SeaBIOS; the site's DHCP server has the ROM load iPXE once more, as `undionly.kpxe`, which reaches the network through the
+    /// ROM's PXE functions alone.
+    BiosUndi,
     /// UEFI, by PXE.
     UefiPxe,
     /// UEFI, by HTTP.
@@ -21,17 +24,23 @@ pub enum Firmware {
 }
 
 impl Firmware {
+    /// Not UEFI.
+    #[must_use]
+    pub fn is_bios(self) -> bool {
+        matches!(self, Self::Bios | Self::BiosUndi)
+    }
+
     /// The package whose firmware is missing here, if one is.
     #[must_use]
     pub fn missing(self) -> Option<&'static str> {
-        (self != Self::Bios && !Path::new(CODE).exists()).then_some("ovmf")
+        (!self.is_bios() && !Path::new(CODE).exists()).then_some("ovmf")
     }
 
     /// The network device, and which ROM it has.
     pub(crate) fn nic(self) -> &'static str {
         match self {
             // QEMU fits the device's own ROM, which is iPXE, to it only where none is named.
-            Self::Bios => "virtio-net-pci,bootindex=1,rombar=1",
+            Self::Bios | Self::BiosUndi => "virtio-net-pci,bootindex=1,rombar=1",
             // Without a ROM it is OVMF's stack that boots.
             Self::UefiPxe | Self::UefiHttp => "virtio-net-pci,bootindex=1,rombar=1,romfile=",
         }
@@ -40,7 +49,7 @@ impl Firmware {
     /// QEMU's arguments; the machine waits until it is let go. `variables` is where its own UEFI variables are kept.
     pub(crate) fn arguments(self, variables: &Path) -> Result<Vec<String>> {
         let mut arguments = vec!["-S".to_owned()];
-        if self == Self::Bios {
+        if self.is_bios() {
             return Ok(arguments);
         }
         ensure!(self.missing().is_none(), "{CODE} is not there: apt-get install ovmf");

@@ -38,6 +38,19 @@ pub struct Grant {
     pub labels: String,
 }
 
+/// What a machine is told to load at its first leases, whatever a boot server says: a loader of the site's own choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loader {
+    /// The machine.
+    pub mac: [u8; 6],
+    /// Who has the file, by TFTP.
+    pub server: Ipv4Addr,
+    /// Its name.
+    pub file: String,
+    /// At how many leases.
+    pub leases: u32,
+}
+
 /// The server.
 #[derive(Debug, Clone)]
 pub struct Dhcp {
@@ -51,6 +64,8 @@ pub struct Dhcp {
     pub ntp: Vec<Ipv4Addr>,
     /// Option 225: nodes to meet; empty: not sent.
     pub seeds: String,
+    /// A loader for one machine.
+    pub loader: Option<Loader>,
     /// Lease in seconds.
     pub lease_s: u32,
     /// How it behaves.
@@ -126,6 +141,12 @@ impl Dhcp {
             answers.push(self.reply(&asked, message_type, SECOND, &second));
         }
         answers.push(self.reply(&asked, message_type, self.server, &grant));
+        if let Some(loader) = &mut self.loader
+            && message_type == DhcpMessageType::Ack
+            && loader.mac == asked.client_hardware_address.0
+        {
+            loader.leases = loader.leases.saturating_sub(1);
+        }
         Some(answers)
     }
 
@@ -137,7 +158,14 @@ impl Dhcp {
         grant: &Grant,
     ) -> Vec<u8> {
         let ntp: Vec<u8> = self.ntp.iter().flat_map(Ipv4Addr::octets).collect();
+        let mine = |l: &&Loader| l.mac == asked.client_hardware_address.0 && l.leases > 0;
+        let loader = self.loader.as_ref().filter(mine);
+        let file = loader.map(|loader| loader.file.as_bytes()).unwrap_or_default();
+        // iPXE's own option in its own space (etherboot encapsulated options, no-pxedhcp): no other server is asked.
+        let alone: &[u8] = if loader.is_some() { &[0xb0, 1, 1] } else { &[] };
         let texts = [
+            (67, file),
+            (175, alone),
             (12, grant.hostname.as_bytes()),
             (42, &ntp),
             (224, grant.labels.as_bytes()),
@@ -156,7 +184,7 @@ impl Dhcp {
             client_hardware_address: asked.client_hardware_address,
             client_ip: Ipv4Addr::UNSPECIFIED,
             your_ip: if granted { grant.address } else { Ipv4Addr::UNSPECIFIED },
-            server_ip: server,
+            server_ip: loader.map_or(server, |loader| loader.server),
             router: granted.then_some(self.server),
             subnet_mask: granted.then_some(Ipv4Addr::new(255, 255, 255, 0)),
             relay_agent_ip: Ipv4Addr::UNSPECIFIED,

@@ -10,7 +10,7 @@ mod router;
 mod switch;
 mod time;
 
-pub use dhcp::{Dhcp, Grant, Mood, SECOND};
+pub use dhcp::{Dhcp, Grant, Loader, Mood, SECOND};
 pub use router::Router;
 pub use switch::{Counters, Rule, Switch};
 pub use time::{Telling, TimeServer};

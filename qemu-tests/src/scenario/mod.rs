@@ -8,7 +8,9 @@ mod netboot;
 mod network;
 mod operator;
 mod power;
+mod rack;
 mod state;
+mod stranger;
 mod suites;
 
 use crate::{Cluster, Env, figures::Figure, vm::remove_dir};
@@ -237,6 +239,12 @@ pub const ALL: &[Scenario] = &[
         run: netboot::bios,
     },
     Scenario {
+        name: "pxe_bios_undionly",
+        about: "the same by the served undionly.kpxe, on the PXE functions of the card's ROM",
+        smoke: false,
+        run: netboot::bios_undi,
+    },
+    Scenario {
         name: "pxe_uefi_boots_with_labels",
         about: "the same for UEFI's PXE: iPXE by TFTP, the rest by HTTP",
         smoke: false,
@@ -247,6 +255,24 @@ pub const ALL: &[Scenario] = &[
         about: "the same for UEFI's HTTP boot: one image with the machine's own configuration inside",
         smoke: false,
         run: netboot::uefi_http,
+    },
+    Scenario {
+        name: "pxe_boots_through_a_node",
+        about: "the same through a node that has only its image: files, keys and the operator are elsewhere; addresses are the site's",
+        smoke: false,
+        run: netboot::through_a_node,
+    },
+    Scenario {
+        name: "rack_image_boots",
+        about: "the image of racks on server NICs and disk controllers: drivers, state disks, one flock",
+        smoke: false,
+        run: rack::image_boots,
+    },
+    Scenario {
+        name: "stranger_is_adopted",
+        about: "machines without a configuration are found by a node and adopted by their fingerprint, once; a disk remembers it",
+        smoke: false,
+        run: stranger::is_adopted,
     },
 ];
 
