@@ -11,8 +11,9 @@ use rustix::mount::{
     fsmount, fsopen, move_mount, open_tree,
 };
 
+use super::attach::Attach;
 use super::mounts::RESOLVE;
-use super::plan::{Attach, Plan, Space};
+use super::plan::{Plan, Space};
 use super::{REPORT_BYTES, Step, mini_init};
 use crate::sys;
 

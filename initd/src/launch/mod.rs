@@ -4,6 +4,7 @@
 //! pipes. The child (`child`) attaches them, gives up what the spec does not grant and executes; it reports the step
 //! and the errno at which it stopped through a close-on-exec pipe, so that end of file means that the program runs.
 
+mod attach;
 mod child;
 mod empty;
 mod explain;

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
+use super::container::{Reported, exit_of, open_cgroup, read_report};
 use super::core::Input;
-use super::shell::{Owner, Reported, Shell, exit_of, open_cgroup, read_report};
+use super::shell::{Owner, Shell};
 use super::wire::Reply;
 use crate::launch::{self, Failure, Launched, Plan, Step, Told};
 use crate::{cgroup, sys};

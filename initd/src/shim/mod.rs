@@ -7,6 +7,7 @@
 
 mod checks;
 pub mod client;
+mod container;
 pub mod core;
 mod event;
 mod join;
