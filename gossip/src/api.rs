@@ -153,9 +153,9 @@ pub enum Event {
     /// A record that this node wrote lost against one that had not seen it.
     Superseded {
         /// What this node wrote.
-        mine: Record,
+        mine: Box<Record>,
         /// What everybody holds now.
-        by: Record,
+        by: Box<Record>,
         /// Certain; else it may descend from ours through versions that never came here.
         sure: bool,
     },

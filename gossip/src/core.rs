@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::frame::{Binding, KeyRing};
 use crate::map::{Record, Replica, Rev};
 use crate::member::{Identity, Member, MemberInfo, Nid, State};
-use crate::message::{Item, Message, Update, read_record, tag};
+use crate::message::{Item, Message, RecordView, Update, tag};
 use crate::outbox::{Dest, Outbox, Sender};
 use crate::swim::{Contact, Ctx, Swim};
 use crate::wire::Reader;
@@ -177,7 +177,7 @@ impl Gossip {
 
     /// One member by name, this node included.
     pub fn member(&self, name: &str) -> Option<&Member> {
-        let entry = self.swim.table.get(Nid::of(name))?;
+        let entry = self.swim.table.get(self.swim.table.nid_of(name))?;
         (*entry.member.name == *name).then_some(&entry.member)
     }
 
@@ -401,8 +401,8 @@ impl Gossip {
                 self.with_map(step, |map, ctx| map.on_advert(dest, &items, ctx));
             }
             Message::MapRecord(bytes) => {
-                if let Some(record) = read_record(&mut Reader::new(bytes)) {
-                    self.with_map(step, |map, ctx| map.on_record(record, ctx));
+                if let Some(record) = RecordView::read(&mut Reader::new(bytes)) {
+                    self.with_map(step, |map, ctx| map.on_record(&record, ctx));
                 }
             }
             Message::MapPiece { key, hash, total, offset, bytes } => {

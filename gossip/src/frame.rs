@@ -126,23 +126,29 @@ impl KeyRing {
 
     /// Seals `plain`.
     pub(crate) fn seal(&self, to: Binding, boot: u64, counter: u64, plain: &[u8]) -> Vec<u8> {
-        let nonce = nonce_bytes(boot, counter);
-        let mut frame = Vec::with_capacity(plain.len() + OVERHEAD_BYTES);
-        frame.push(VERSION | to.kind() << 4);
-        frame.push(self.primary.id);
-        frame.extend_from_slice(&nonce);
-        let (aad, aad_len) = associated(&frame, to);
-        let nonce = aead::Nonce::assume_unique_for_key(nonce);
+        let mut frame = vec![0; HEADER_BYTES];
         frame.extend_from_slice(plain);
+        self.seal_in_place(to, boot, counter, &mut frame);
+        frame
+    }
+
+    /// Seals a frame whose first [`HEADER_BYTES`] are to be written and whose rest is to be encrypted.
+    pub(crate) fn seal_in_place(&self, to: Binding, boot: u64, counter: u64, frame: &mut Vec<u8>) {
+        let nonce = nonce_bytes(boot, counter);
+        let (header, body) = frame.split_at_mut(HEADER_BYTES);
+        if let [first, key, rest @ ..] = header {
+            (*first, *key) = (VERSION | to.kind() << 4, self.primary.id);
+            rest.copy_from_slice(&nonce);
+        }
+        let (aad, aad_len) = associated(header, to);
+        let nonce = aead::Nonce::assume_unique_for_key(nonce);
         let aad = aead::Aad::from(aad.get(..aad_len).unwrap_or(&[]));
-        let (_, body) = frame.split_at_mut(HEADER_BYTES);
         let tag = self
             .primary
             .aead
             .seal_in_place_separate_tag(nonce, aad, body)
             .expect("ring fails only for inputs of many gigabytes");
         frame.extend_from_slice(tag.as_ref());
-        frame
     }
 
     /// Opens a frame addressed to `me`, decrypting into `scratch`. `None` is every reason not to speak.

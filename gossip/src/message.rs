@@ -240,6 +240,14 @@ impl<'a> Update<'a> {
     }
 
     pub(crate) fn read(r: &mut Reader<'a>) -> Option<Update<'a>> {
+        Update::read_with(r, Nid::of)
+    }
+
+    /// The same with another way to the id of a name, for a reader that knows most of them.
+    pub(crate) fn read_with(
+        r: &mut Reader<'a>,
+        nid_of: impl FnOnce(&str) -> Nid,
+    ) -> Option<Update<'a>> {
         let flags = r.u8()?;
         let standing = match flags & 7 {
             0 => Standing::Alive,
@@ -252,7 +260,7 @@ impl<'a> Update<'a> {
         let (nid, full) = if flags & FULL != 0 {
             let name = r.text()?;
             crate::member::check_name(name).ok()?;
-            (Nid::of(name), Some((name, r.addr()?)))
+            (nid_of(name), Some((name, r.addr()?)))
         } else {
             (Nid(r.u64()?), None)
         };
@@ -335,21 +343,43 @@ pub(crate) fn put_record(out: &mut Vec<u8>, record: &Record) {
     }
 }
 
+/// A record as it stands in the bytes it came in: checked, but its hash is not computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RecordView<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) writer: &'a str,
+    pub(crate) rev: u64,
+    pub(crate) at_ms: u64,
+    pub(crate) prev: u64,
+    pub(crate) body: Option<&'a [u8]>,
+}
+
+impl<'a> RecordView<'a> {
+    pub(crate) fn read(r: &mut Reader<'a>) -> Option<RecordView<'a>> {
+        let (key, writer) = (r.text()?, r.text()?);
+        crate::map::check_key(key).ok()?;
+        crate::member::check_name(writer).ok()?;
+        let (rev, at_ms, prev) = (r.varint()?, r.varint()?, r.u64()?);
+        let body = match r.u8()? {
+            0 => None,
+            1 => {
+                let len = r.len(crate::config::BODY_MAX_BYTES)?;
+                Some(r.bytes(len)?)
+            }
+            _ => return None,
+        };
+        (rev > 0).then_some(RecordView { key, writer, rev, at_ms, prev, body })
+    }
+
+    pub(crate) fn to_record(self) -> Record {
+        let body = self.body.map(Into::into);
+        Record::new(self.key, self.rev, self.at_ms, self.writer.into(), self.prev, body)
+    }
+}
+
 /// Decodes and checks a record.
 pub(crate) fn read_record(r: &mut Reader<'_>) -> Option<Record> {
-    let (key, writer) = (r.text()?, r.text()?);
-    crate::map::check_key(key).ok()?;
-    crate::member::check_name(writer).ok()?;
-    let (rev, at_ms, prev) = (r.varint()?, r.varint()?, r.u64()?);
-    let body = match r.u8()? {
-        0 => None,
-        1 => {
-            let len = r.len(crate::config::BODY_MAX_BYTES)?;
-            Some(r.bytes(len)?.into())
-        }
-        _ => return None,
-    };
-    (rev > 0).then(|| Record::new(key, rev, at_ms, writer.into(), prev, body))
+    RecordView::read(r).map(RecordView::to_record)
 }
 
 #[cfg(test)]

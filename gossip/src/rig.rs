@@ -15,7 +15,7 @@ use crate::config::{Limits, Profile, Timing};
 use crate::frame::{Binding, KeyRing, SecretKey};
 use crate::map::{MapCtx, Replica};
 use crate::member::{Member, Nid, State};
-use crate::message::{Item, Message, read_record};
+use crate::message::{Item, Message, RecordView};
 use crate::outbox::{Dest, Outbox, Sender};
 use crate::swim::table::{Table, below};
 use crate::wire::Reader;
@@ -168,8 +168,8 @@ impl MapFlock {
                 Message::MapPull(items) => map.on_pull(dest, &read_items(items), ctx),
                 Message::MapAdvert(items) => map.on_advert(dest, &read_items(items), ctx),
                 Message::MapRecord(bytes) => {
-                    if let Some(record) = read_record(&mut Reader::new(bytes)) {
-                        map.on_record(record, ctx);
+                    if let Some(record) = RecordView::read(&mut Reader::new(bytes)) {
+                        map.on_record(&record, ctx);
                     }
                 }
                 Message::MapPiece { key, hash, total, offset, bytes } => {

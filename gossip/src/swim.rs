@@ -23,6 +23,7 @@ mod health;
 mod namesake;
 mod probe;
 mod queue;
+mod rumour;
 mod suspicion;
 mod sync;
 pub(crate) mod table;
@@ -37,8 +38,8 @@ use crate::api::{Event, Output, Persist};
 use crate::config::{MEMBERS_MAX, Timing};
 use crate::frame::Window;
 use crate::member::{Member, MemberInfo, Nid, State};
-use crate::message::{GENERATION_MAX, Standing, Update, tag};
-use crate::outbox::{Dest, Outbox};
+use crate::message::{GENERATION_MAX, Standing, Update};
+use crate::outbox::Outbox;
 use crate::swim::health::Health;
 use crate::swim::probe::{Probe, Relay};
 use crate::swim::queue::Queue;
@@ -49,10 +50,6 @@ use crate::timers::Timers;
 const FORGOTTEN_MAX: usize = 1024;
 /// Senders whose names we do not know yet; more are not listened to until some are introduced.
 const STRANGERS_MAX: usize = 1024;
-/// Peers of one rumour round.
-const FANOUT: usize = 3;
-/// Packets to one peer in one rumour round.
-const ROUND_PACKETS_MAX: usize = 4;
 /// How long nobody else can confirm what our disk remembers before we call it dead.
 const REMEMBERED_US: u64 = 60_000_000;
 /// A claim to our own name is stepped over this often in one boot, then only reported.
@@ -518,109 +515,6 @@ impl Swim {
         }
     }
 
-    /// Puts a member first in line of the rumours and sees to it that they leave soon.
-    fn news(&mut self, nid: Nid, ctx: &mut Ctx<'_>) {
-        const BREATH_US: u64 = 50_000;
-        self.queue.push(nid);
-        let spread = self.timing.eager_us / 2 + self.jitter(self.timing.eager_us, ctx);
-        let soon = (ctx.now_us + spread).max(self.flushed_us + BREATH_US);
-        if self.flush_at.is_none_or(|at| at > soon) {
-            self.flush_at = Some(soon);
-            self.timers.set(soon, Timer::Flush);
-        }
-    }
-
-    /// One rumour round.
-    fn flush(&mut self, ctx: &mut Ctx<'_>) {
-        self.flush_at = None;
-        self.flushed_us = ctx.now_us;
-        for nid in self.table.pick(FANOUT, &[], ctx.rng) {
-            let Some(dest) = self.table.get(nid).map(|e| e.dest(nid)) else { continue };
-            for _ in 0..ROUND_PACKETS_MAX {
-                let room = crate::outbox::ROOM_BYTES - 3;
-                let mut packed = Vec::with_capacity(room);
-                if self.pack(&mut packed, room, Some(nid)) == 0 {
-                    break;
-                }
-                ctx.net.push(dest, tag::UPDATES, |out| out.extend_from_slice(&packed));
-                if packed.len() + 64 < room {
-                    break;
-                }
-            }
-        }
-        if !self.queue.is_empty() {
-            let at_us = ctx.now_us + self.timing.gossip_us;
-            self.flush_at = Some(at_us);
-            self.timers.set(at_us, Timer::Flush);
-        }
-    }
-
-    /// Writes queued news into `room` bytes; returns how many.
-    fn pack(&mut self, packed: &mut Vec<u8>, room: usize, to: Option<Nid>) -> usize {
-        let mut sent = Vec::new();
-        let mut one = Vec::with_capacity(96);
-        for nid in self.queue.iter() {
-            if Some(nid) == to && self.table.get(nid).is_some_and(|e| e.suspicion.is_none()) {
-                continue;
-            }
-            one.clear();
-            self.write_update(nid, false, &mut one);
-            if packed.len() + one.len() > room {
-                break;
-            }
-            packed.extend_from_slice(&one);
-            sent.push(nid);
-        }
-        // Lambda 4 of memberlist, per decade of members.
-        let decades = (self.table.live().len() + 1).ilog10() + 1;
-        self.queue.sent(&sent, 4 * decades);
-        sent.len()
-    }
-
-    /// Riders for a packet that leaves anyway. `packet` already has its head.
-    pub(crate) fn ride(&mut self, dest: Dest, packet: &mut Vec<u8>, room: usize) {
-        const MIN_BYTES: usize = 40;
-        let crate::frame::Binding::To { nid, generation } = dest.to else { return };
-        // An outlived boot is told that and nothing else: its frame may be a recording, and the answer stays short.
-        let silent = self.queue.is_empty() || self.stays_out();
-        if silent || room < MIN_BYTES || self.is_outlived(nid, generation) {
-            return;
-        }
-        let mut packed = Vec::new();
-        if self.pack(&mut packed, room - 3, Some(nid)) > 0 {
-            packet.push(tag::UPDATES);
-            crate::wire::put_varint(packet, packed.len() as u64);
-            packet.extend_from_slice(&packed);
-        }
-    }
-
-    /// What we hold to be true of a member, for the wire.
-    fn write_update(&self, nid: Nid, full: bool, out: &mut Vec<u8>) {
-        if let Some((generation, incarnation)) = self.forgotten.get(&nid) {
-            let (generation, incarnation) = (*generation, *incarnation);
-            let (full, accusers) = (None, Default::default());
-            let standing = Standing::Forgotten;
-            return Update { nid, full, generation, incarnation, standing, accusers }.write(out);
-        }
-        let Some(entry) = self.table.get(nid) else { return };
-        let m = &entry.member;
-        let full = (full || m.state == State::Alive).then_some((&*m.name, m.addr));
-        let accusers = entry.suspicion.as_ref().map(|s| s.accusers).unwrap_or_default();
-        Update {
-            nid,
-            full,
-            generation: m.generation,
-            incarnation: m.incarnation,
-            standing: m.state.into(),
-            accusers,
-        }
-        .write(out);
-    }
-
-    fn push_update(&self, dest: Dest, nid: Nid, full: bool, ctx: &mut Ctx<'_>) {
-        ctx.net.push(dest, tag::UPDATES, |out| self.write_update(nid, full, out));
-    }
-
     /// An operator's request to drop a dead or departed member. `false` when it still takes part.
     pub(crate) fn forget(&mut self, nid: Nid, ctx: &mut Ctx<'_>) -> bool {
         let Some(entry) = self.table.get(nid) else { return false };
@@ -634,6 +528,7 @@ impl Swim {
 
     fn drop_member(&mut self, nid: Nid, place: (u64, u64), ctx: &mut Ctx<'_>) {
         let Some(entry) = self.table.remove(nid) else { return };
+        self.queue.unlist(&entry);
         if self.forgotten.len() >= FORGOTTEN_MAX {
             // It will at worst be listed as dead again.
             self.forgotten.pop_first();

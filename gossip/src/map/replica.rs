@@ -222,7 +222,7 @@ impl Replica {
             return Err(Error::Exhausted { key: key.to_owned() });
         }
         let record = Record::new(key, rev + 1, ctx.wall_ms, self.me.clone(), prev, body);
-        match self.take(record, Source::Local, ctx) {
+        match self.take(key_hash(key), record, Source::Local, ctx) {
             Merged::New(_) => Ok(()),
             // A higher revision is always newer, so only a quota can refuse it.
             Merged::Known | Merged::Refused => {
@@ -232,11 +232,11 @@ impl Replica {
     }
 
     /// Merges a record and does what follows from it.
-    fn take(&mut self, record: Record, source: Source, ctx: &mut MapCtx<'_>) -> Merged {
+    fn take(&mut self, key: u64, record: Record, source: Source, ctx: &mut MapCtx<'_>) -> Merged {
         if record.rev > REV_MAX {
             return Merged::Refused;
         }
-        let merged = self.store.merge(record.clone());
+        let merged = self.store.merge_at(key, record.clone());
         match &merged {
             Merged::Known => {}
             Merged::Refused => self.report_quota(&record, source, ctx),
@@ -247,7 +247,7 @@ impl Replica {
                     ctx.out.push(Output::Event(event));
                 }
                 let local = source == Source::Local;
-                self.rumour(key_hash(&record.key), source, ctx);
+                self.rumour(key, source, ctx);
                 ctx.out.push(Output::Persist(Persist::Record { record: record.clone(), local }));
                 ctx.out.push(Output::Event(Event::Changed(record)));
             }
@@ -262,7 +262,8 @@ impl Replica {
         }
         // Further ahead, it may descend from ours through versions we have not seen.
         let sure = by.rev <= mine.rev + 1;
-        Some(Event::Superseded { mine: mine.clone(), by: by.clone(), sure })
+        let (mine, by) = (Box::new(mine.clone()), Box::new(by.clone()));
+        Some(Event::Superseded { mine, by, sure })
     }
 
     fn report_quota(&mut self, record: &Record, source: Source, ctx: &mut MapCtx<'_>) {

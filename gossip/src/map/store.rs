@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::config::Limits;
 use crate::map::record::Record;
-use crate::message::{Item, MAP_BUCKETS};
+use crate::message::{Item, MAP_BUCKETS, RecordView};
 use crate::wire::{hash64, mix};
 
 const BUCKET_SHIFT: u32 = 64 - MAP_BUCKETS.trailing_zeros();
@@ -29,11 +29,11 @@ struct Usage {
     bytes: usize,
 }
 
-/// Records, ordered by key and findable by the hash of the key.
+/// Records by the hash of the key, in the order of keys as well.
 #[derive(Debug)]
 pub(crate) struct Store {
-    records: BTreeMap<Arc<str>, Record>,
-    index: BTreeMap<u64, Arc<str>>,
+    records: BTreeMap<u64, Record>,
+    keys: BTreeMap<Arc<str>, u64>,
     buckets: [u64; MAP_BUCKETS],
     root: u64,
     writers: BTreeMap<Arc<str>, Usage>,
@@ -59,7 +59,7 @@ impl Store {
     pub(crate) fn new(limits: Limits) -> Store {
         Store {
             records: BTreeMap::new(),
-            index: BTreeMap::new(),
+            keys: BTreeMap::new(),
             buckets: [0; MAP_BUCKETS],
             root: 0,
             writers: BTreeMap::new(),
@@ -78,11 +78,24 @@ impl Store {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&Record> {
-        self.records.get(key)
+        self.by_hash(*self.keys.get(key)?)
     }
 
     pub(crate) fn by_hash(&self, key: u64) -> Option<&Record> {
-        self.records.get(self.index.get(&key)?)
+        self.records.get(&key)
+    }
+
+    /// Whether a record is held as it is, or a newer one: nothing has to be made of its bytes then.
+    pub(crate) fn holds(&self, hash: u64, view: &RecordView<'_>) -> bool {
+        self.by_hash(hash).is_some_and(|ours| {
+            let same = || {
+                (ours.rev, ours.at_ms, ours.prev) == (view.rev, view.at_ms, view.prev)
+                    && *ours.key == *view.key
+                    && *ours.writer == *view.writer
+                    && ours.body.as_deref() == view.body
+            };
+            ours.rev > view.rev || same()
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -91,10 +104,10 @@ impl Store {
 
     pub(crate) fn range<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Record> {
         let from = (Bound::Included(prefix), Bound::Unbounded);
-        self.records
+        self.keys
             .range::<str, _>(from)
-            .map(|(_, record)| record)
-            .take_while(move |record| record.key.starts_with(prefix))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+            .filter_map(|(_, hash)| self.records.get(hash))
     }
 
     /// Records and bytes that the quotas count.
@@ -151,8 +164,7 @@ impl Store {
     /// Versions between two key hashes, in order.
     pub(crate) fn list(&self, first: u64, last: u64) -> impl Iterator<Item = Item> {
         let last = last.max(first);
-        self.index.range(first..=last).filter_map(|(hash, key)| {
-            let record = self.records.get(key)?;
+        self.records.range(first..=last).filter_map(|(hash, record)| {
             let part = self.takes_part(record);
             part.then_some(Item { key: *hash, number: record.rev, hash: record.hash })
         })
@@ -173,8 +185,12 @@ impl Store {
     }
 
     /// Keeps the newer of what we hold and what arrived.
-    pub(crate) fn merge(&mut self, mut record: Record) -> Merged {
-        let hash = key_hash(&record.key);
+    pub(crate) fn merge(&mut self, record: Record) -> Merged {
+        self.merge_at(key_hash(&record.key), record)
+    }
+
+    /// The same, for a caller that has hashed the key.
+    pub(crate) fn merge_at(&mut self, hash: u64, mut record: Record) -> Merged {
         let old = self.by_hash(hash);
         match old {
             Some(old) if old.key != record.key => return Merged::Refused,
@@ -223,14 +239,14 @@ impl Store {
         self.cursor += 1;
         self.changes.insert(self.cursor, hash);
         self.places.insert(hash, self.cursor);
-        self.index.insert(hash, record.key.clone());
-        self.records.insert(record.key.clone(), record);
+        self.keys.insert(record.key.clone(), hash);
+        self.records.insert(hash, record);
     }
 
     /// Removes without a trace.
     pub(crate) fn remove(&mut self, hash: u64) -> Option<Record> {
-        let key = self.index.remove(&hash)?;
-        let record = self.records.remove(&key)?;
+        let record = self.records.remove(&hash)?;
+        self.keys.remove(&record.key);
         if let Some(place) = self.places.remove(&hash) {
             self.changes.remove(&place);
         }

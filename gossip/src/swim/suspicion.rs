@@ -98,6 +98,10 @@ impl Swim {
         let end_us = if over { 0 } else { s.since_us + s.max_us - span_us };
         let deadline_us = end_us.max(ctx.now_us + 1);
         let old_us = std::mem::replace(&mut s.deadline_us, deadline_us);
+        if old_us == deadline_us {
+            // It is set already; most of what is heard of a suspicion is known.
+            return;
+        }
         self.timers.cancel(old_us, Timer::Suspicion(nid));
         self.timers.set(deadline_us, Timer::Suspicion(nid));
     }

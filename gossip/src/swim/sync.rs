@@ -27,7 +27,9 @@ impl Swim {
             Message::PingReq { seq, target } => self.on_ping_req(dest, seq, target, ctx),
             Message::Updates(mut reader) => {
                 self.speaker = Some(nid);
-                while let Some(update) = Update::read(&mut reader) {
+                while let Some(update) =
+                    Update::read_with(&mut reader, |name| self.table.nid_of(name))
+                {
                     self.apply(&update, ctx);
                 }
                 self.speaker = None;

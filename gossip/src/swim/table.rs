@@ -1,5 +1,6 @@
 //! The members we know, their summary hashes, and who of them may be picked.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -32,6 +33,7 @@ pub(crate) struct Suspicion {
 /// One member.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    nid: Nid,
     pub(crate) member: Member,
     pub(crate) rttvar_us: u32,
     /// From our disk, confirmed by nobody yet: not passed on.
@@ -41,6 +43,8 @@ pub(crate) struct Entry {
     pub(crate) window: Window,
     pub(crate) changed_us: u64,
     pub(crate) suspicion: Option<Box<Suspicion>>,
+    /// Its place in line to be passed on; 0 when it is in no line.
+    pub(crate) news: u64,
     live_at: u32,
 }
 
@@ -77,6 +81,10 @@ pub(crate) struct Table {
     order: Vec<(Nid, u32)>,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
+    /// Places of entries by a quick hash of the name, a later one over an earlier one: a guess at whose name it is.
+    names: Vec<u32>,
+    /// Where the last one was found: who is looked up is looked up again in the same breath.
+    last: Cell<usize>,
     me: Nid,
     /// Live members but this node, for O(1) random picks.
     live: Vec<Nid>,
@@ -91,6 +99,8 @@ impl Table {
             order: Vec::new(),
             entries: Vec::new(),
             free: Vec::new(),
+            names: Vec::new(),
+            last: Cell::new(0),
             me: nid,
             live: Vec::new(),
             buckets: [0; MEMBER_BUCKETS],
@@ -122,6 +132,33 @@ impl Table {
         self.entry(self.order.get(at)?.1)
     }
 
+    /// [`Nid::of`], which takes longer than all else about a piece of known news: from the table when the name is in it.
+    pub(crate) fn nid_of(&self, name: &str) -> Nid {
+        let place = self.names.get(quick_hash(name) & self.names.len().wrapping_sub(1));
+        match place.and_then(|place| self.entry(*place)) {
+            Some(entry) if *entry.member.name == *name => entry.nid,
+            _ => Nid::of(name),
+        }
+    }
+
+    fn note_name(&mut self, place: u32) {
+        if self.entries.len() * 2 > self.names.len() {
+            // Twice as many as names, at least, and a power of two.
+            let len = (self.entries.len() * 2).next_power_of_two();
+            self.names = vec![u32::MAX; len];
+            (0..self.entries.len() as u32).for_each(|place| self.set_name(place));
+        }
+        self.set_name(place);
+    }
+
+    fn set_name(&mut self, place: u32) {
+        let mask = self.names.len().wrapping_sub(1);
+        let Some(at) = self.entry(place).map(|e| quick_hash(&e.member.name) & mask) else { return };
+        if let Some(slot) = self.names.get_mut(at) {
+            *slot = place;
+        }
+    }
+
     fn entry(&self, place: u32) -> Option<&Entry> {
         self.entries.get(place as usize)?.as_ref()
     }
@@ -134,6 +171,18 @@ impl Table {
 
     /// Where an id stands in the order, or would stand: a guess from its value, then a step at a time.
     fn find(&self, nid: Nid) -> Result<usize, usize> {
+        let last = self.last.get();
+        if self.order.get(last).is_some_and(|(other, _)| *other == nid) {
+            return Ok(last);
+        }
+        let found = self.seek(nid);
+        if let Ok(at) = found {
+            self.last.set(at);
+        }
+        found
+    }
+
+    fn seek(&self, nid: Nid) -> Result<usize, usize> {
         let count = self.order.len();
         let guess = (u128::from(nid.0) * count as u128) >> 64;
         let mut at = (guess as usize).min(count);
@@ -170,6 +219,7 @@ impl Table {
 
     pub(crate) fn insert(&mut self, nid: Nid, member: Member, remembered: bool, now_us: u64) {
         let entry = Entry {
+            nid,
             member,
             rttvar_us: 0,
             remembered,
@@ -177,6 +227,7 @@ impl Table {
             window: Window::default(),
             changed_us: now_us,
             suspicion: None,
+            news: 0,
             live_at: NOT_LIVE,
         };
         match self.find(nid) {
@@ -184,7 +235,7 @@ impl Table {
             Ok(_) => {
                 self.toggle(nid);
                 if let Some(known) = self.get_mut(nid) {
-                    *known = Entry { live_at: known.live_at, ..entry };
+                    *known = Entry { live_at: known.live_at, news: known.news, ..entry };
                 }
             }
             Err(at) => {
@@ -194,6 +245,7 @@ impl Table {
                     None => self.entries.push(Some(entry)),
                 }
                 self.order.insert(at, (nid, place));
+                self.note_name(place);
             }
         }
         self.toggle(nid);
@@ -340,6 +392,14 @@ impl Table {
     }
 }
 
+/// FNV-1a, for a guess that is checked. Chosen names cost what all names cost without it.
+fn quick_hash(name: &str) -> usize {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    (hash ^ hash >> 32) as usize
+}
+
 /// Uniform below `bound` (which is at least 1), by multiply and shift.
 pub(crate) fn below(rng: &mut dyn Rng, bound: usize) -> usize {
     ((u128::from(rng.next_u64()) * bound as u128) >> 64) as usize
@@ -366,6 +426,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_name_has_one_id(names in proptest::collection::vec("[a-d]{1,3}", 1..80), gone in proptest::collection::vec(0usize..80, 0..40)) {
+            let mut table = Table::new(member("me"));
+            for name in &names {
+                let nid = Nid::of(name);
+                if table.get(nid).is_none() {
+                    table.insert(nid, member(name), false, 0);
+                }
+                prop_assert_eq!(table.nid_of(name), nid);
+            }
+            for at in gone {
+                table.remove(Nid::of(&names[at % names.len()]));
+            }
+            for name in names.iter().map(String::as_str).chain(["me", "nobody", ""]) {
+                prop_assert_eq!(table.nid_of(name), Nid::of(name));
+            }
+        }
+
         /// Chosen ids as well as hashes: found, in order, and gone when removed.
         #[test]
         fn a_table_is_an_ordered_set(ids in proptest::collection::vec(prop_oneof![any::<u64>(), 0u64..40, u64::MAX - 40..u64::MAX], 1..200), gone in proptest::collection::vec(0usize..200, 0..50)) {

@@ -1,6 +1,7 @@
 //! Getting what we lack, a bounded number at a time, and giving what others ask for.
 
 use crate::map::ENCODED_MAX_BYTES;
+use crate::map::store::key_hash;
 use crate::message::{Item, put_record, read_record, tag};
 use crate::outbox::{Dest, ROOM_BYTES};
 use crate::wire::{Reader, put_varint};
@@ -172,7 +173,8 @@ impl Replica {
             let record = read_record(&mut Reader::new(&pieces.bytes)).filter(|r| r.hash == hash);
             let source = self.finish(key, ctx);
             if let (Some(record), Some(source)) = (record, source) {
-                self.take(record, source, ctx);
+                // The peer named the key; the record says which it is.
+                self.take(key_hash(&record.key), record, source, ctx);
             }
             return;
         }

@@ -1,7 +1,7 @@
 //! News outwards, and finding out whether anything was missed.
 
 use crate::map::store::key_hash;
-use crate::message::{ITEM_MAX_BYTES, Item, MAP_BUCKETS, put_record, tag};
+use crate::message::{ITEM_MAX_BYTES, Item, MAP_BUCKETS, RecordView, put_record, tag};
 use crate::outbox::{Dest, ROOM_BYTES};
 use crate::swim::table::below;
 
@@ -244,10 +244,13 @@ impl Replica {
     }
 
     /// A record arrived whole: pushed, or asked for.
-    pub(crate) fn on_record(&mut self, record: crate::map::Record, ctx: &mut MapCtx<'_>) {
-        let key = key_hash(&record.key);
+    pub(crate) fn on_record(&mut self, record: &RecordView<'_>, ctx: &mut MapCtx<'_>) {
+        let key = key_hash(record.key);
         let source = self.finish(key, ctx).unwrap_or(Source::Rumour);
-        self.take(record, source, ctx);
+        // Most copies of a rumour are not the first.
+        if !self.store.holds(key, record) {
+            self.take(key, record.to_record(), source, ctx);
+        }
     }
 }
 
