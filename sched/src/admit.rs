@@ -194,14 +194,14 @@ impl Admit {
         let ids: Vec<String> = self
             .mine
             .iter()
-            .filter(|(_, m)| AppKey::of(&m.record) == *key && surplus(&m.record))
+            .filter(|(_, m)| key.owns(&m.record) && surplus(&m.record))
             .map(|(id, _)| id.clone())
             .collect();
         for id in ids {
             self.stop(turn, &id);
         }
         for mine in self.mine.values_mut() {
-            let same = mine.record.template == app.template && AppKey::of(&mine.record) == *key;
+            let same = mine.record.template == app.template && key.owns(&mine.record);
             if same && mine.spec.is_none() {
                 mine.spec.clone_from(&app.spec);
             }
@@ -257,6 +257,12 @@ impl Admit {
         phases.chain(parked).chain(daemons).chain(self.fence_at).min()
     }
 
+    /// Whether this node's pod of a daemon app is of another template: then it matters whose turn it is.
+    pub(crate) fn outdated(&self, key: &AppKey, app: &App) -> bool {
+        let mut mine = self.mine.values().filter(|m| key.owns(&m.record));
+        mine.next().is_some_and(|m| m.record.template != app.template)
+    }
+
     /// Starts, replaces or stops this node's pod of a daemon app. `turn_is_mine`: the rollout has reached
     /// this node.
     pub(crate) fn daemon(
@@ -270,7 +276,7 @@ impl Admit {
         let Some(node) = &self.record else { return };
         let fits = spec.place.require.iter().all(|e| e.holds(&node.labels))
             && spec.lacking(&node.features).is_none();
-        let have = self.mine.iter().find(|(_, m)| AppKey::of(&m.record) == *key);
+        let have = self.mine.iter().find(|(_, m)| key.owns(&m.record));
         let have = have.map(|(id, m)| (id.clone(), m.phase, m.record.template));
         let memo = self.daemons.get(key).copied().unwrap_or((0, 0));
         match have {

@@ -56,7 +56,7 @@ impl Turn<'_> {
             app.lead = Some(lead);
             return;
         }
-        if app.term > (lead.term, self.me().to_owned()) || lead.term == 0 {
+        if (app.term.0, app.term.1.as_str()) > (lead.term, self.me()) || lead.term == 0 {
             lead.term = app.term.0 + 1;
             app.term = (lead.term, self.me().to_owned());
             self.event(Event::TookOver { app: key.to_string(), term: lead.term });
@@ -92,11 +92,14 @@ impl Turn<'_> {
 
     fn service(&mut self, key: &AppKey, app: &App, lead: &mut Lead, spec: &Arc<Spec>, held: bool) {
         self.chase_offers(key, app, lead);
-        let slots = gather(self, key, app, lead);
+        let mut slots = gather(self, key, app, lead);
         self.note_failures(key, lead, &slots);
+        let stops = lead.stops.len();
         self.trim(key, lead, &slots, spec.replicas);
-        // Trimming told some to stop.
-        let slots = gather(self, key, app, lead);
+        if lead.stops.len() != stops {
+            // Some were told to stop.
+            slots = gather(self, key, app, lead);
+        }
         if held {
             return;
         }

@@ -102,9 +102,9 @@ impl Guard {
         }
         if let Some((last, _)) = self.rejoins.back() {
             let until = last + config.rejoin_quiet_ms * 1000;
-            let recent = within(&self.rejoins, now_us, config.rejoin_quiet_ms);
+            let recent = || within(&self.rejoins, now_us, config.rejoin_quiet_ms);
             // More than 1 % of the roster; in a small flock that is any node.
-            if now_us < until && recent * 100 > roster {
+            if now_us < until && recent() * 100 > roster {
                 return Some((Hold::Rejoin, Some(until)));
             }
         }

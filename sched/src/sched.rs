@@ -1,15 +1,15 @@
 //! One object per node: the coordinator of the apps it leads, and admission for itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rand::Rng;
 
 use crate::admit::Admit;
 use crate::api::{Config, Event, Input, Output, SMALL_FLOCK};
-use crate::app::App;
+use crate::app::{App, Lead};
 use crate::contact::Contact;
-use crate::guard::Guard;
+use crate::guard::{Guard, Hold};
 use crate::hash;
 use crate::msg::Message;
 use crate::record::RolloutRecord;
@@ -30,6 +30,8 @@ pub struct Sched {
     pub(crate) view: View,
     guard: Guard,
     pub(crate) apps: BTreeMap<AppKey, App>,
+    /// Those that this node leads.
+    led: BTreeSet<AppKey>,
     admit: Admit,
     /// Apps to look at, and when.
     dirty: BTreeMap<AppKey, u64>,
@@ -42,6 +44,8 @@ pub struct Sched {
     /// Nodes alive, this one included, as of the last step.
     live: usize,
     local: VecDeque<Message>,
+    /// What holds starts, and in words.
+    hold: Option<Hold>,
     held: Option<String>,
     held_until: Option<u64>,
     /// Another node was alive since this one started.
@@ -110,6 +114,7 @@ impl Sched {
             view,
             guard: Guard::default(),
             apps: BTreeMap::new(),
+            led: BTreeSet::new(),
             admit: Admit::default(),
             dirty: BTreeMap::new(),
             daemons_dirty: false,
@@ -119,6 +124,7 @@ impl Sched {
             want_contact: false,
             live: 1,
             local: VecDeque::new(),
+            hold: None,
             held: None,
             held_until: None,
             met: false,
@@ -237,7 +243,7 @@ impl Sched {
     }
 
     fn deadline(&self) -> Option<u64> {
-        let leads = self.apps.values().filter_map(|a| a.lead.as_ref()).map(|l| l.wake);
+        let leads = self.leads_of().map(|(_, lead)| lead.wake);
         let dirty = self.dirty.values().copied();
         let others = self.admit.next_deadline().into_iter().chain(self.held_until);
         let others = others.chain(self.contact.next_deadline()).chain(self.sweep_at);
@@ -251,20 +257,21 @@ impl Sched {
             self.dirty.remove(&key);
             return Some(key);
         }
-        let due = |a: &App| a.lead.as_ref().is_some_and(|l| l.wake <= now_us);
-        self.apps.iter().find(|(_, a)| due(a)).map(|(k, _)| k.clone())
+        self.leads_of().find(|(_, lead)| lead.wake <= now_us).map(|(key, _)| key.clone())
+    }
+
+    /// The apps that this node leads.
+    fn leads_of(&self) -> impl Iterator<Item = (&AppKey, &Lead)> {
+        self.led.iter().filter_map(|key| Some((key, self.apps.get(key)?.lead.as_ref()?)))
     }
 
     fn mark(&mut self, key: &AppKey, at: u64) {
-        let due = self.dirty.entry(key.clone()).or_insert(at);
-        *due = (*due).min(at);
+        mark(&mut self.dirty, key, at);
     }
 
     fn all_dirty(&mut self, at: u64) {
-        let led: Vec<AppKey> =
-            self.apps.iter().filter(|(_, a)| a.lead.is_some()).map(|(k, _)| k.clone()).collect();
-        for key in led {
-            self.mark(&key, at);
+        for key in &self.led {
+            mark(&mut self.dirty, key, at);
         }
         self.daemons_dirty = true;
     }
@@ -306,6 +313,15 @@ impl Sched {
 
     pub(crate) fn roster(&self) -> usize {
         self.view.roster()
+    }
+}
+
+fn mark(dirty: &mut BTreeMap<AppKey, u64>, key: &AppKey, at: u64) {
+    match dirty.get_mut(key) {
+        Some(due) => *due = (*due).min(at),
+        None => {
+            dirty.insert(key.clone(), at);
+        }
     }
 }
 

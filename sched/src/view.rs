@@ -28,6 +28,11 @@ impl AppKey {
     pub(crate) fn of(record: &ClaimRecord) -> Self {
         Self::new(&record.namespace, &record.app)
     }
+
+    /// Whether a claim is of this app.
+    pub(crate) fn owns(&self, record: &ClaimRecord) -> bool {
+        self.app == record.app && self.namespace == record.namespace
+    }
 }
 
 impl fmt::Display for AppKey {

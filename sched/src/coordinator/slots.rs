@@ -91,10 +91,12 @@ pub(crate) fn gather(turn: &Turn<'_>, key: &AppKey, app: &App, lead: &Lead) -> B
     for (number, slot) in &mut slots {
         slot.offered = lead.offers.contains_key(number);
         // Best first: right template, ready, not draining, oldest; the hash only breaks ties.
-        slot.live.sort_by_key(|h| {
-            let tie = hash::stable(&[h.id.as_bytes()]);
-            (!h.current, !h.ready, h.draining, h.created_ms, tie)
-        });
+        if slot.live.len() > 1 {
+            slot.live.sort_by_key(|h| {
+                let tie = hash::stable(&[h.id.as_bytes()]);
+                (!h.current, !h.ready, h.draining, h.created_ms, tie)
+            });
+        }
     }
     slots
 }

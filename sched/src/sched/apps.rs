@@ -94,8 +94,8 @@ impl Sched {
             self.apps.iter().filter(|(_, a)| daemons(a)).map(|(k, _)| k.clone()).collect();
         self.admit.daemons.retain(|k, _| keys.contains(k));
         for key in keys {
-            let reached = self.daemon_reached(&key);
             let Some(app) = self.apps.get(&key) else { continue };
+            let reached = self.admit.outdated(&key, app) && self.daemon_reached(&key);
             let mut turn = turn!(self, now_us, wall_ms, rng, out);
             self.admit.daemon(&mut turn, &key, app, reached);
         }

@@ -13,7 +13,7 @@ const SWEEP_MAX: usize = 256;
 /// While any remain they are looked at this often: the node that should do it may have died, microseconds.
 const SWEEP_US: u64 = 5_000_000;
 /// A node of which there are records but no membership for this long was forgotten, microseconds.
-const STRAY_US: u64 = 30_000_000;
+const STRAY_US: u64 = 5_000_000;
 
 impl Sched {
     pub(super) fn member(&mut self, now_us: u64, name: &str, state: MemberState) {
@@ -63,8 +63,10 @@ impl Sched {
             let settle_until = if fresh { joined } else { joined.max(now_us + settle_us) };
             let lead = Lead { settle_until, wake: now_us.max(settle_until), ..Lead::default() };
             app.lead = Some(lead);
+            self.led.insert(key.clone());
             self.mark(key, now_us);
         } else if !mine && let Some(lead) = app.lead.take() {
+            self.led.remove(key);
             for p in lead.offers.into_values() {
                 self.view.release(&p.node, p.ask);
                 self.in_flight -= 1;
@@ -84,7 +86,9 @@ impl Sched {
     /// was not there when they were forgotten), if it is for this node to do.
     pub(super) fn sweep(&mut self, now_us: u64, out: &mut Vec<Output>) {
         let mut left = SWEEP_MAX;
-        let mut again = false;
+        // When to look again: whoever is to do it may have died by then.
+        let mut again: Option<u64> = None;
+        let mut later = |at: u64| again = Some(again.map_or(at, |again| again.min(at)));
         let names: Vec<String> = self
             .view
             .nodes
@@ -98,8 +102,12 @@ impl Sched {
                 if node.state.is_some() { 0 } else { node.since_us.max(self.joined_us) + STRAY_US };
             let sweeper = winner(&self.view, &AppKey::new("sweep", &name));
             let mine = sweeper.is_some_and(|(_, w)| w == self.config.node);
-            if !mine || now_us < since || self.held.is_some() {
-                again = true;
+            if now_us < since {
+                later(since);
+                continue;
+            }
+            if !mine || self.held.is_some() {
+                later(now_us + SWEEP_US);
                 continue;
             }
             if node.record.is_some() {
@@ -113,9 +121,11 @@ impl Sched {
                 self.view.drop_claim(&id, now_us, false);
                 out.push(Output::Delete { key: claim_key(&name, &id) });
             }
-            again |= left == 0;
+            if left == 0 {
+                later(now_us + SWEEP_US);
+            }
         }
-        self.sweep_at = again.then_some(now_us + SWEEP_US);
+        self.sweep_at = again;
     }
 
     /// What holds starts now.
@@ -126,14 +136,12 @@ impl Sched {
         } else {
             self.guard.hold(&self.config, now_us, self.view.live(), self.view.roster())
         };
-        let (held, until) = match hold {
-            None => (None, None),
-            Some((hold, until)) => (Some(hold.to_string()), until),
-        };
-        self.held_until = until;
-        if self.held != held {
-            let reason = held.clone().unwrap_or_default();
-            self.held = held;
+        self.held_until = hold.and_then(|(_, until)| until);
+        let hold = hold.map(|(hold, _)| hold);
+        if self.hold != hold {
+            self.hold = hold;
+            self.held = hold.map(|hold| hold.to_string());
+            let reason = self.held.clone().unwrap_or_default();
             out.push(Output::Event(Event::Held { reason }));
             self.all_dirty(now_us);
         }
