@@ -261,6 +261,7 @@ impl Flock {
         self.check_acked();
         self.report.virtual_s = self.now as f64 / 1e6;
         self.report.trace = format!("{:016x}", self.trace);
+        self.marks.merge(&self.net.marks());
         self.report.marks = self.marks.0;
         self.report
     }
@@ -282,7 +283,13 @@ impl Flock {
                 let slot = &mut self.slots[node];
                 if slot.wake_at == Some(self.now) && !slot.paused {
                     slot.wake_at = None;
-                    self.step(node, Input::Timer);
+                    let due = slot.gossip.as_ref().and_then(Gossip::next_deadline);
+                    if due.is_some_and(|at| at <= self.now) {
+                        self.step(node, Input::Timer);
+                    } else {
+                        // What it was planned for has been cancelled.
+                        self.plan(node);
+                    }
                 }
             }
             Ev::Boot(node) => self.boot(node),
@@ -347,11 +354,7 @@ impl Flock {
         let slot = &mut self.slots[node];
         let Some(gossip) = &mut slot.gossip else { return };
         gossip.step(self.now, WALL_MS + self.now / 1000, input, &mut slot.rng, &mut out);
-        let next = gossip.next_deadline().map(|at| at.max(self.now));
-        if let Some(at) = next.filter(|at| slot.wake_at.is_none_or(|planned| *at < planned)) {
-            slot.wake_at = Some(at);
-            self.queue.push(at, Ev::Wake(node));
-        }
+        self.plan(node);
         for output in out.drain(..) {
             match output {
                 Output::Send { to, bytes } => self.send(node, index(to), bytes),
@@ -365,12 +368,21 @@ impl Flock {
         self.out = out;
     }
 
+    fn plan(&mut self, node: usize) {
+        let slot = &mut self.slots[node];
+        let next = slot.gossip.as_ref().and_then(Gossip::next_deadline).map(|at| at.max(self.now));
+        if let Some(at) = next.filter(|at| slot.wake_at.is_none_or(|planned| *at < planned)) {
+            slot.wake_at = Some(at);
+            self.queue.push(at, Ev::Wake(node));
+        }
+    }
+
     fn send(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
         if to >= self.slots.len() {
             return;
         }
         let (now, queue) = (self.now, &mut self.queue);
-        self.net.carry(from, to, bytes, &mut self.rng, &mut self.marks, |delay, bytes| {
+        self.net.carry(from, to, bytes, &mut self.rng, |delay, bytes| {
             queue.push(now + delay, Ev::Datagram { to, from, bytes });
         });
     }

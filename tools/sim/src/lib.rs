@@ -37,8 +37,47 @@ pub mod world;
 pub use options::Options;
 pub use report::{Report, Summary};
 
-/// Seeds that once found a bug, with `--nodes 3..24 --seconds 90`: run for ever.
-pub const REGRESSIONS: [u64; 12] = [8, 22, 50, 60, 82, 88, 97, 185, 310, 1212, 1245, 1276];
+/// A seed that once found a bug, and what it was drawn with.
+#[derive(Clone, Copy, Debug)]
+pub struct Regression {
+    /// The seed.
+    pub seed: u64,
+    /// See [`Options::kinds`].
+    pub kinds: usize,
+}
+
+impl Regression {
+    /// The run.
+    #[must_use]
+    pub fn options(self) -> Options {
+        Options { kinds: self.kinds, ..Options::new(self.seed) }
+    }
+}
+
+const fn drawn(seed: u64, kinds: usize) -> Regression {
+    Regression { seed, kinds }
+}
+
+/// Run for ever, with `--nodes 3..24 --seconds 90`. The n-th fault of a seed is drawn from the seed and n alone
+/// ([`world`]), so that neither another kind of fault nor another datagram changes it. Those of 14 kinds were found before that was
+/// so: their flocks, kinds and rates are those of then, their schedules are not.
+pub const REGRESSIONS: [Regression; 14] = [
+    drawn(8, 14),
+    drawn(22, 14),
+    drawn(50, 14),
+    drawn(60, 14),
+    drawn(82, 14),
+    drawn(88, 14),
+    drawn(97, 14),
+    drawn(185, 14),
+    drawn(310, 14),
+    drawn(1212, 14),
+    drawn(1245, 14),
+    drawn(1276, 14),
+    // Records of a forgotten node stayed for 30 s after the heal.
+    drawn(5113, 16),
+    drawn(99, 16),
+];
 
 /// Runs one seed.
 #[must_use]

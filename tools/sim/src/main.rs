@@ -11,9 +11,12 @@ const HELP: &str = "sim: whole flocks on virtual time
 
   --seeds N       seeds to run (default 100)
   --start S       the first (default 1)
+  --skip S        leave this seed out
   --nodes A..B    nodes of a flock (default 3..24)
   --seconds T     safety phase, virtual seconds (default 90)
   --minutes M     the same in minutes
+  --pace P        faults and operators this many times rarer (default 1)
+  --kinds K       kinds of faults to draw from, the first K (default all)
   --gossip        gossip alone, without scheduling: one flock of --nodes (default 1000) a seed, 1 seed by default
   --threads N     runs at once (default: all CPUs)
   --regressions   run the seeds that once found a bug instead
@@ -25,6 +28,7 @@ struct Args {
     seeds: Option<u64>,
     nodes: Option<usize>,
     start: u64,
+    skip: Option<u64>,
     threads: usize,
     twice: bool,
     regressions: bool,
@@ -41,6 +45,7 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
         seeds: None,
         nodes: None,
         start: 1,
+        skip: None,
         threads,
         twice: false,
         regressions: false,
@@ -53,6 +58,7 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
         match arg {
             Long("seeds") => args.seeds = Some(parser.value()?.parse()?),
             Long("start") => args.start = parser.value()?.parse()?,
+            Long("skip") => args.skip = Some(parser.value()?.parse()?),
             Long("threads") => args.threads = parser.value()?.parse()?,
             Long("seconds") => args.options.safety_s = parser.value()?.parse()?,
             Long("minutes") => {
@@ -67,6 +73,8 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
                 args.options.nodes_max = number(max.trim_start_matches('='))?;
                 args.nodes = Some(args.options.nodes_max);
             }
+            Long("kinds") => args.options.kinds = parser.value()?.parse()?,
+            Long("pace") => args.options.pace = parser.value()?.parse()?,
             Long("regressions") => args.regressions = true,
             Long("twice") => args.twice = true,
             Long("json") => args.json = true,
@@ -93,12 +101,15 @@ fn run(args: &Args) -> Vec<Report> {
                     if n >= seeds {
                         break;
                     }
-                    let seed = if args.regressions {
-                        sim::REGRESSIONS[n as usize]
-                    } else {
-                        args.start + n
+                    if args.skip == Some(args.start + n) && !args.regressions {
+                        continue;
+                    }
+                    let options = match sim::REGRESSIONS.get(n as usize) {
+                        Some(known) if args.regressions => {
+                            Options { verbose: args.options.verbose, ..known.options() }
+                        }
+                        _ => Options { seed: args.start + n, ..args.options.clone() },
                     };
-                    let options = Options { seed, ..args.options.clone() };
                     let mut report = sim::run(&options);
                     if args.twice && sim::run(&options).trace != report.trace {
                         report.violations.push("the same seed gave another trace".into());
@@ -117,7 +128,7 @@ fn run(args: &Args) -> Vec<Report> {
     reports
 }
 
-/// One large flock a seed, one after another.
+/// One large flock a seed.
 fn gossip_alone(args: &Args) -> ExitCode {
     let mut failed = false;
     for seed in args.start..args.start.saturating_add(args.seeds.unwrap_or(1)) {
@@ -175,8 +186,8 @@ fn main() -> ExitCode {
         println!("{}", serde_json::to_string(&summary).unwrap_or_default());
     } else {
         println!(
-            "{} seeds from {}: {} failed; {:.1} node-hours, {} faults, {} starts, {} events in {:.1} s; \
-             whole {} ms (median), {} ms (longest) after the heal; trace {}",
+            "{} seeds from {}: {} failed; {:.1} node-hours, {} faults, {} starts, {} events in {:.1} s ({:.1} CPU-s, {:.1} \
+             node-hours each); whole {} ms (median), {} ms (longest) after the heal; trace {}",
             summary.seeds,
             summary.start,
             summary.failed.len(),
@@ -185,6 +196,8 @@ fn main() -> ExitCode {
             summary.starts,
             summary.events,
             summary.wall_s,
+            summary.cpu_s,
+            summary.node_hours / summary.cpu_s.max(0.01),
             summary.healed_p50_ms,
             summary.healed_max_ms,
             summary.trace

@@ -31,6 +31,8 @@ pub struct Net {
     pub latency_us: u64,
     /// Added at random to every datagram: they overtake each other, microseconds.
     pub jitter_us: u64,
+    /// Datagrams lost, doubled and damaged so far.
+    pub done: [u64; 3],
 }
 
 impl Net {
@@ -64,14 +66,13 @@ impl Net {
         to: usize,
         mut bytes: Vec<u8>,
         rng: &mut Xoshiro256PlusPlus,
-        marks: &mut Marks,
         mut arrive: impl FnMut(u64, Vec<u8>),
     ) {
         if !self.reaches(from, to) {
             return;
         }
         if self.chance(self.loss, rng) {
-            marks.hit("net loss");
+            self.done[0] += 1;
             return;
         }
         if self.is_clogged(from) || self.is_clogged(to) {
@@ -85,15 +86,27 @@ impl Net {
             base + rng.next_u64() % (self.jitter_us + 1)
         };
         if self.chance(self.duplicate, rng) {
-            marks.hit("net duplicate");
+            self.done[1] += 1;
             arrive(delay(rng), bytes.clone());
         }
         if self.chance(self.corrupt, rng) && !bytes.is_empty() {
-            marks.hit("net corrupt");
+            self.done[2] += 1;
             let at = rng.random_range(0..bytes.len());
             bytes[at] ^= 1 << (rng.next_u32() % 8);
         }
         arrive(delay(rng), bytes);
+    }
+
+    /// What it did, for the coverage marks.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        let mut marks = Marks::default();
+        for (name, n) in ["net loss", "net duplicate", "net corrupt"].into_iter().zip(self.done) {
+            if n > 0 {
+                marks.0.insert(name, n);
+            }
+        }
+        marks
     }
 
     fn chance(&self, per_mille: u32, rng: &mut Xoshiro256PlusPlus) -> bool {

@@ -23,7 +23,7 @@ pub enum Effect {
     /// Write to the disk.
     Persist(Persist),
     /// Start a pod.
-    Start(sched::Claim),
+    Start(Box<sched::Claim>),
     /// Stop a pod.
     Stop {
         /// Claim id.
@@ -37,7 +37,7 @@ pub enum Effect {
         delete: bool,
     },
     /// For marks and the trace.
-    Sched(sched::Event),
+    Sched(Box<sched::Event>),
     /// For checks.
     Member(gossip::Member),
     /// For the trace.
@@ -49,7 +49,7 @@ const TURN_MAX: usize = 200_000;
 
 enum Todo {
     Gossip(gossip::Output),
-    Sched(sched::Output),
+    Sched(Box<sched::Output>),
 }
 
 /// A pod that outlived its agent.
@@ -132,7 +132,7 @@ impl Node {
             node.decide(now_us, wall_ms, sched::Input::Drain(true));
         }
         node.decide(now_us, wall_ms, sched::Input::Recovered);
-        node.know(now_us, wall_ms, gossip::Input::Timer);
+        node.know(now_us, wall_ms, gossip::Input::Timer, effects);
         node.pump(now_us, wall_ms, effects);
         node
     }
@@ -146,13 +146,13 @@ impl Node {
         bytes: &[u8],
         effects: &mut Vec<Effect>,
     ) {
-        self.know(now_us, wall_ms, gossip::Input::Datagram { from, bytes });
+        self.know(now_us, wall_ms, gossip::Input::Datagram { from, bytes }, effects);
         self.pump(now_us, wall_ms, effects);
     }
 
     /// A deadline came.
     pub fn timer(&mut self, now_us: u64, wall_ms: u64, effects: &mut Vec<Effect>) {
-        self.know(now_us, wall_ms, gossip::Input::Timer);
+        self.know(now_us, wall_ms, gossip::Input::Timer, effects);
         self.pump(now_us, wall_ms, effects);
         if self.sched.next_deadline().is_some_and(|at| at <= now_us) {
             self.decide(now_us, wall_ms, sched::Input::Timer);
@@ -187,7 +187,7 @@ impl Node {
 
     /// An operator forgets a dead node.
     pub fn forget(&mut self, now_us: u64, wall_ms: u64, name: &str, effects: &mut Vec<Effect>) {
-        self.know(now_us, wall_ms, gossip::Input::Forget { name });
+        self.know(now_us, wall_ms, gossip::Input::Forget { name }, effects);
         self.pump(now_us, wall_ms, effects);
     }
 
@@ -204,19 +204,38 @@ impl Node {
         let before = before.and_then(|b| Submitted::decode(&b)).map_or(0, |s| s.generation);
         let submitted = Submitted { generation: before + 1, ..submitted.clone() };
         let body = submitted.encode();
-        self.know(now_us, wall_ms, gossip::Input::Put { key: &key, body, expect: Expect::Any });
+        self.know(
+            now_us,
+            wall_ms,
+            gossip::Input::Put { key: &key, body, expect: Expect::Any },
+            effects,
+        );
         self.pump(now_us, wall_ms, effects);
         submitted.generation
     }
 
-    fn know(&mut self, now_us: u64, wall_ms: u64, input: gossip::Input<'_>) {
+    fn know(
+        &mut self,
+        now_us: u64,
+        wall_ms: u64,
+        input: gossip::Input<'_>,
+        effects: &mut Vec<Effect>,
+    ) {
         self.gossip.step(now_us, wall_ms, input, &mut self.rng, &mut self.known);
-        self.todo.extend(self.known.drain(..).map(Todo::Gossip));
+        for output in self.known.drain(..) {
+            match output {
+                // Most are datagrams; with nothing to do before it one goes at once.
+                gossip::Output::Send { to, bytes } if self.todo.is_empty() => {
+                    effects.push(Effect::Send { to, bytes });
+                }
+                output => self.todo.push_back(Todo::Gossip(output)),
+            }
+        }
     }
 
     fn decide(&mut self, now_us: u64, wall_ms: u64, input: sched::Input<'_>) {
         self.sched.step(now_us, wall_ms, input, &mut self.rng, &mut self.decided);
-        self.todo.extend(self.decided.drain(..).map(Todo::Sched));
+        self.todo.extend(self.decided.drain(..).map(|output| Todo::Sched(Box::new(output))));
     }
 
     fn pump(&mut self, now_us: u64, wall_ms: u64, effects: &mut Vec<Effect>) {
@@ -225,7 +244,7 @@ impl Node {
             match self.todo.pop_front() {
                 None => break,
                 Some(Todo::Gossip(output)) => self.gossip_output(now_us, wall_ms, output, effects),
-                Some(Todo::Sched(output)) => self.sched_output(now_us, wall_ms, output, effects),
+                Some(Todo::Sched(output)) => self.sched_output(now_us, wall_ms, *output, effects),
             }
         }
     }
@@ -314,19 +333,24 @@ impl Node {
         match output {
             sched::Output::Put { key, body } => {
                 let input = gossip::Input::Put { key: &key, body, expect: Expect::Any };
-                self.know(now_us, wall_ms, input);
+                self.know(now_us, wall_ms, input, effects);
                 effects.push(Effect::Wrote { key, delete: false });
             }
             sched::Output::Delete { key } => {
-                self.know(now_us, wall_ms, gossip::Input::Delete { key: &key });
+                self.know(now_us, wall_ms, gossip::Input::Delete { key: &key }, effects);
                 effects.push(Effect::Wrote { key, delete: true });
             }
             sched::Output::Send { to, bytes } => {
-                self.know(now_us, wall_ms, gossip::Input::Unicast { to: &to, payload: bytes });
+                self.know(
+                    now_us,
+                    wall_ms,
+                    gossip::Input::Unicast { to: &to, payload: bytes },
+                    effects,
+                );
             }
-            sched::Output::Start(claim) => effects.push(Effect::Start(claim)),
+            sched::Output::Start(claim) => effects.push(Effect::Start(Box::new(claim))),
             sched::Output::Stop { claim, .. } => effects.push(Effect::Stop { claim }),
-            sched::Output::Event(event) => effects.push(Effect::Sched(event)),
+            sched::Output::Event(event) => effects.push(Effect::Sched(Box::new(event))),
         }
     }
 }

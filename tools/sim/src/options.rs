@@ -13,6 +13,11 @@ pub struct Options {
     pub nodes_min: usize,
     /// See `nodes_min`.
     pub nodes_max: usize,
+    /// Kinds of faults that the draw knows: [`KINDS`] today. A seed that found something keeps the number that it was
+    /// drawn with; new kinds come at the end of the list and change nothing for it.
+    pub kinds: usize,
+    /// How many times rarer than usual faults and operators are.
+    pub pace: u64,
     /// Length of the safety phase, virtual seconds.
     pub safety_s: u64,
     /// The flock must have come together so long after the heal, virtual seconds.
@@ -32,6 +37,8 @@ impl Options {
             seed,
             nodes_min: 3,
             nodes_max: 24,
+            kinds: KINDS,
+            pace: 1,
             safety_s: 90,
             liveness_s: 150,
             rest_s: 8,
@@ -43,8 +50,8 @@ impl Options {
     #[must_use]
     pub fn replay(&self) -> String {
         format!(
-            "cargo run --release -p sim -- --start {} --seeds 1 --nodes {}..{} --seconds {} --verbose",
-            self.seed, self.nodes_min, self.nodes_max, self.safety_s
+            "cargo xtask sim --start {} --seeds 1 --nodes {}..{} --seconds {} --kinds {} --pace {} --verbose",
+            self.seed, self.nodes_min, self.nodes_max, self.safety_s, self.kinds, self.pace
         )
     }
 }
@@ -112,6 +119,10 @@ pub enum Fault {
     SlowDisk,
 }
 
+/// Kinds of faults there are.
+pub const KINDS: usize = ALL.len();
+
+/// In the order in which they came: see [`Options::kinds`].
 const ALL: [Fault; 16] = [
     Fault::Partition,
     Fault::Isolate,
@@ -141,7 +152,8 @@ impl Drawn {
         let small = rng.random_bool(0.5) && min < 8;
         let nodes =
             if small { rng.random_range(min..=max.min(8)) } else { rng.random_range(min..=max) };
-        let mut faults: Vec<Fault> = ALL.into_iter().filter(|_| rng.random_bool(0.5)).collect();
+        let known = ALL.into_iter().take(options.kinds);
+        let mut faults: Vec<Fault> = known.filter(|_| rng.random_bool(0.5)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
@@ -151,8 +163,8 @@ impl Drawn {
         Self {
             nodes,
             racks: rng.random_range(1..=nodes.min(8)),
-            fault_every_ms: rng.random_range(2_000..=15_000),
-            operator_every_ms: rng.random_range(3_000..=20_000),
+            fault_every_ms: rng.random_range(2_000..=15_000) * options.pace.max(1),
+            operator_every_ms: rng.random_range(3_000..=20_000) * options.pace.max(1),
             loss: some(&mut rng, 100),
             duplicate: some(&mut rng, 200),
             corrupt: some(&mut rng, 50),

@@ -30,6 +30,19 @@ pub struct Report {
     pub starts: u64,
 }
 
+/// A flock should be whole so soon after the heal, milliseconds.
+pub const WHOLE_MS: u64 = 10_000;
+
+/// User and system time of this process, seconds; 0 where it cannot be read. proc_pid_stat(5), fields 14 and 15, in ticks of
+/// 10 ms on every Linux that this runs on.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, which may hold anything, ends with the last parenthesis.
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() as f64
+        / 100.0
+}
+
 /// Violations kept of one run.
 pub const VIOLATIONS_MAX: usize = 20;
 
@@ -74,8 +87,12 @@ pub struct Summary {
     pub healed_max_ms: u64,
     /// The seed that took longest.
     pub healed_max_seed: u64,
+    /// Seeds that took longer than [`WHOLE_MS`], with the time.
+    pub healed_slow: Vec<(u64, u64)>,
     /// Seconds on the wall.
     pub wall_s: f64,
+    /// Seconds of the processors, of the whole process so far.
+    pub cpu_s: f64,
     /// All of the traces in one number.
     pub trace: String,
     /// How often each mark was met.
@@ -104,6 +121,9 @@ impl Summary {
             healed.push(r.healed_ms);
             trace = trace.rotate_left(5) ^ r.trace;
         }
+        let slow = reports.iter().filter(|r| r.healed_ms > WHOLE_MS);
+        summary.healed_slow = slow.map(|r| (r.options.seed, r.healed_ms)).collect();
+        summary.cpu_s = cpu_s();
         let slowest = reports.iter().max_by_key(|r| r.healed_ms);
         summary.healed_max_seed = slowest.map_or(0, |r| r.options.seed);
         healed.sort_unstable();

@@ -30,6 +30,9 @@ pub(crate) const S: u64 = 1_000_000;
 const WARM_US: u64 = 6 * S;
 /// Wall clock at the start of every run.
 const WALL_MS: u64 = 1_800_000_000_000;
+/// Sources of randomness of their own: see [`World::drawing`].
+const FAULTS: u64 = 1;
+const OPERATIONS: u64 = 2;
 /// Datagrams that wait for a paused node; more are dropped, as a socket buffer does.
 const INBOX_MAX: usize = 2048;
 /// A side knows that it is one after this long without a boot or a resume on it.
@@ -86,6 +89,7 @@ pub struct World {
     trace: u64,
     events: u64,
     pub(crate) faults: u64,
+    operations: u64,
     starts: u64,
     calm: bool,
     /// An empty list that keeps its room.
@@ -129,6 +133,7 @@ impl World {
             trace: 0,
             events: 0,
             faults: 0,
+            operations: 0,
             starts: 0,
             calm: false,
             spare: Vec::new(),
@@ -185,6 +190,7 @@ impl World {
                 self.violate(format!("whole, and then not any more: {wrong}"));
             }
         }
+        self.marks.merge(&self.net.marks());
         Report {
             options: self.options,
             drawn: self.drawn,
@@ -245,16 +251,22 @@ impl World {
             }
             Ev::Fault => {
                 if !self.calm {
-                    self.fault();
-                    let after = self.rng.next_u64() % (2_000 * self.drawn.fault_every_ms) + 1;
-                    self.queue.push(self.now + after, Ev::Fault);
+                    self.drawing(FAULTS, self.faults, |world| {
+                        let after = world.rng.next_u64() % (2_000 * world.drawn.fault_every_ms) + 1;
+                        world.queue.push(world.now + after, Ev::Fault);
+                        world.fault();
+                    });
                 }
             }
             Ev::Operator => {
                 if !self.calm {
-                    self.operate();
-                    let after = self.rng.next_u64() % (2_000 * self.drawn.operator_every_ms) + 1;
-                    self.queue.push(self.now + after, Ev::Operator);
+                    self.operations += 1;
+                    self.drawing(OPERATIONS, self.operations, |world| {
+                        let every_us = 2_000 * world.drawn.operator_every_ms;
+                        let after = world.rng.next_u64() % every_us + 1;
+                        world.queue.push(world.now + after, Ev::Operator);
+                        world.operate();
+                    });
                 }
             }
             Ev::Heal(heal) => self.heal(heal),
@@ -269,6 +281,16 @@ impl World {
                 self.queue.push(self.now + S, Ev::Second);
             }
         }
+    }
+
+    /// Does something that draws from a source of its own: the n-th fault and the n-th operation of a seed are the same
+    /// whatever happened to datagrams before. A fix then meets the faults that it was made for.
+    fn drawing(&mut self, stream: u64, n: u64, act: impl FnOnce(&mut Self)) {
+        let seed = stable(&[&self.options.seed.to_be_bytes(), &[stream as u8], &n.to_be_bytes()]);
+        let own = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let outer = std::mem::replace(&mut self.rng, own);
+        act(self);
+        self.rng = outer;
     }
 
     pub(crate) fn violate(&mut self, text: String) {

@@ -7,6 +7,7 @@ use sched::{Claim, ClaimRecord, NodeRecord, Spec};
 use sim::check;
 use sim::kernel::Kernel;
 use sim::marks::{Marks, REQUIRED};
+use sim::options::{Drawn, Fault, KINDS};
 use sim::{Options, Summary};
 
 fn short(seed: u64) -> Options {
@@ -36,7 +37,10 @@ fn a_failure_names_its_seed_and_how_to_replay_it() {
     report.violations.push("at 5 ms: wrong".into());
     let text = report.failure();
     assert!(text.contains("seed 7 failed") && text.contains("at 5 ms: wrong"), "{text}");
-    assert!(text.contains("--start 7 --seeds 1 --nodes 3..6 --seconds 1"), "{text}");
+    assert!(
+        text.contains("--start 7 --seeds 1 --nodes 3..6 --seconds 1 --kinds 16 --pace 1"),
+        "{text}"
+    );
     assert!(!Summary::of(&[report], 1.0).passed());
 }
 
@@ -45,6 +49,20 @@ fn a_missing_mark_fails_a_large_set() {
     let mut marks = Marks::default();
     REQUIRED.into_iter().skip(1).for_each(|name| marks.hit(name));
     assert_eq!(marks.missing(), [REQUIRED[0]]);
+}
+
+#[test]
+fn a_draw_of_fewer_kinds_is_the_draw_of_then() {
+    let draw = |seed, kinds| Drawn::draw(&Options { kinds, ..Options::new(seed) });
+    for seed in 0..200 {
+        let (then, now) = (draw(seed, 14), draw(seed, KINDS));
+        assert_eq!(then.nodes, now.nodes);
+        // The first of what is known today are what was known then.
+        let later = [Fault::SwizzleClog, Fault::SlowDisk];
+        assert!(!then.faults.iter().any(|fault| later.contains(fault)));
+        let first: Vec<Fault> = now.faults.into_iter().filter(|f| !later.contains(f)).collect();
+        assert!(then.faults == first || (first.is_empty() && then.faults == [Fault::Crash]));
+    }
 }
 
 fn pod(id: &str, unique_host: bool) -> Claim {

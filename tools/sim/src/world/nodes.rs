@@ -80,6 +80,10 @@ impl World {
         }
         m.wake_at = None;
         let Some(n) = &mut m.node else { return };
+        if n.next_deadline().is_none_or(|at| at > self.now) {
+            // What it was planned for has been cancelled.
+            return self.plan_wake(node);
+        }
         let mut effects = std::mem::take(&mut self.spare);
         n.timer(self.now, wall, &mut effects);
         self.apply(node, effects);
@@ -132,7 +136,7 @@ impl World {
                 }
                 let from = self.machines[node].addr;
                 let (now, queue) = (self.now, &mut self.queue);
-                self.net.carry(node, to, bytes, &mut self.rng, &mut self.marks, |delay, bytes| {
+                self.net.carry(node, to, bytes, &mut self.rng, |delay, bytes| {
                     queue.push(now + delay, Ev::Datagram { to, from, bytes });
                 });
             }
@@ -145,7 +149,7 @@ impl World {
                     self.queue.push(self.now + after, Ev::Sync { node });
                 }
             }
-            Effect::Start(claim) => self.start(node, claim),
+            Effect::Start(claim) => self.start(node, *claim),
             Effect::Stop { claim } => {
                 let boot = self.machines[node].boots;
                 let Some(pod) = self.machines[node].kernel.pods.get_mut(&claim) else {
