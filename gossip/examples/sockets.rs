@@ -1,5 +1,6 @@
-//! The same figures over real sockets: one process per node on 127.0.0.1, as JSON lines.
+//! The story of `figures/twin.rs` over real sockets: one process per node on 127.0.0.1, medians as JSON lines.
 //!
+//! `cargo xtask bench gossip --only sockets` compares the two. By hand:
 //! `cargo run --profile sim -p gossip --example sockets [-- NODES]`
 
 use std::collections::BTreeMap;
@@ -21,8 +22,12 @@ fn main() {
     }
 }
 
-/// A node: prints what it learns, puts what it is told on stdin.
+const UPDATES: usize = 9;
+const CRASHES: usize = 5;
+
+/// A node: starts when the first line comes, prints what it learns, puts what it is told on stdin.
 fn node(index: &str, seed: &str) {
+    std::io::stdin().read_line(&mut String::new()).expect("a pipe");
     let start = Instant::now();
     let seed: SocketAddr = seed.parse().expect("an address");
     let bind = if index == "0" { seed } else { SocketAddr::from(([127, 0, 0, 1], 0)) };
@@ -117,6 +122,20 @@ impl Parent {
         }
     }
 
+    fn tell(&mut self, node: usize, line: &str) {
+        let stdin = self.children[node].stdin.as_mut().expect("piped");
+        writeln!(stdin, "{line}").expect("it listens");
+    }
+
+    /// Seconds that all children were ready to run and did not (proc_pid_schedstat(5), the second number).
+    fn waited_s(&self) -> f64 {
+        let waited = |child: &Child| {
+            let text = std::fs::read_to_string(format!("/proc/{}/schedstat", child.id())).ok()?;
+            text.split_ascii_whitespace().nth(1)?.parse::<f64>().ok()
+        };
+        self.children.iter().filter_map(waited).sum::<f64>() / 1e9
+    }
+
     fn sent(&self, who: &[usize]) -> f64 {
         let sent = |n: &usize| self.latest.get(&(*n, "sent".to_owned()))?.parse::<f64>().ok();
         who.iter().filter_map(sent).sum::<f64>() / who.len() as f64
@@ -138,7 +157,6 @@ fn parent(count: usize) {
     let (tell, said) = channel();
     let mut parent = Parent { children: Vec::new(), said, latest: BTreeMap::new() };
     let exe = std::env::current_exe().expect("our path");
-    let start = Instant::now();
     for index in 0..count {
         let mut child = Command::new(&exe)
             .args(["node", &index.to_string(), &seed.to_string()])
@@ -158,17 +176,20 @@ fn parent(count: usize) {
         parent.children.push(child);
     }
     let all: Vec<usize> = (0..count).collect();
+    let start = Instant::now();
+    all.iter().for_each(|n| parent.tell(*n, "go"));
     parent.until("live", &count.to_string(), &all);
-    say("join_all_at_once", count, start.elapsed().as_secs_f64(), "s");
+    say("join", count, start.elapsed().as_secs_f64(), "s");
     parent.rest(Duration::from_secs(5));
 
-    for round in 0..5 {
-        let stdin = parent.children[round].stdin.as_mut().expect("piped");
-        writeln!(stdin, "s/default/app-{round}").expect("it listens");
+    let updates = (0..UPDATES).map(|round| {
+        parent.tell(round % count, &format!("s/default/app-{round}"));
         let took = parent.until("has", &format!("s/default/app-{round}"), &all);
-        say("update_everywhere", count, took, "s");
         parent.rest(Duration::from_secs(1));
-    }
+        took
+    });
+    let updates = updates.collect();
+    say("update", count, median(updates), "s");
 
     parent.rest(Duration::from_secs(4));
     let (from, before) = (Instant::now(), parent.sent(&all));
@@ -176,17 +197,27 @@ fn parent(count: usize) {
     let rate = (parent.sent(&all) - before) / from.elapsed().as_secs_f64();
     say("idle", count, rate, "B/s/node");
 
-    for victim in [1, 2, 3] {
+    // While the machine lets them: what a node waited for a CPU that others had.
+    let waited = parent.waited_s();
+    let mut crashes = Vec::new();
+    for victim in 1..=CRASHES {
         parent.children[victim].kill().expect("it lives");
         let left: Vec<usize> = all.iter().copied().filter(|n| *n == 0 || *n > victim).collect();
-        let took = parent.until("dead", &format!("n{victim}"), &left);
-        say("crash_known_by_all", count, took, "s");
+        crashes.push(parent.until("dead", &format!("n{victim}"), &left));
         parent.rest(Duration::from_secs(3));
     }
+    say("crash", count, median(crashes), "s");
+    let share = waited / start.elapsed().as_secs_f64() / count as f64;
+    say("waited_for_cpu", count, share * 100.0, "%");
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn say(metric: &str, nodes: usize, value: f64, unit: &str) {
     println!(
-        "{{\"metric\":\"sockets_{metric}_{nodes}\",\"who\":\"quelea\",\"value\":{value:.3},\"unit\":\"{unit}\"}}"
+        "{{\"metric\":\"sockets_real_{metric}_{nodes}\",\"who\":\"quelea\",\"value\":{value:.3},\"unit\":\"{unit}\"}}"
     );
 }

@@ -3,10 +3,14 @@
 //! `cargo xtask bench gossip` runs it and judges. By hand:
 //! `cargo run --profile sim -p gossip --example figures -- [--quick] [--only PREFIX]`
 
+#[path = "hostile.rs"]
+mod hostile_figures;
 #[path = "../../tests/peers/mod.rs"]
 mod peers;
 #[path = "peers.rs"]
 mod peers_figures;
+#[path = "twin.rs"]
+mod twin_figures;
 #[path = "../../tests/world/mod.rs"]
 mod world;
 
@@ -15,8 +19,6 @@ use std::time::Instant;
 
 use gossip::rig::MapFlock;
 use gossip::{Event, State};
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::{Rng, SeedableRng};
 use world::{MS, S, World, name};
 
 /// Sizes and seeds of a run.
@@ -116,7 +118,8 @@ const BENCHES: &[Bench] = &[
     (&["rolling_restart"], |plan| restart(plan.middle, 0)),
     (&["mass_loss"], |_| mass_loss(0)),
     (&["burst", "blank"], |plan| burst(plan.middle, 0)),
-    (&["hostile"], |_| hostile(0)),
+    (&["hostile"], |_| hostile_figures::hostile(0)),
+    (&["sockets"], |_| twin_figures::twin(50)),
 ];
 
 fn sized(plan: &Plan, bench: fn(usize, u64)) {
@@ -344,26 +347,6 @@ fn burst(nodes: usize, seed: u64) {
     world.spawn(1);
     world.until(60 * S, World::roots_equal);
     say(US, &format!("blank_node_catches_up_{nodes}"), seconds(Some(world.now - start)), "s");
-}
-
-/// A million datagrams of a stranger; panics at the first answer or change.
-fn hostile(seed: u64) {
-    let mut target = gossip::fuzz::Target::default();
-    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-    let mut bytes = vec![0; 1300];
-    let start = Instant::now();
-    for round in 0..1_000_000 {
-        let len = (rng.next_u64() % 1300) as usize;
-        rng.fill_bytes(&mut bytes[..len]);
-        if round % 2 == 0 && len > 2 {
-            bytes[0] = 1 | ((round / 2 % 2) as u8) << 4;
-            bytes[1] = 1;
-        }
-        target.datagram(&bytes[..len]);
-    }
-    let took = start.elapsed().as_secs_f64();
-    say(US, "hostile_datagrams_without_effect", 1_000_000.0, "");
-    say(US, "hostile_datagrams_refused_per_second", 1_000_000.0 / took, "1/s");
 }
 
 fn weather(seed: u64) {

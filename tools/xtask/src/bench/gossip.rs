@@ -39,7 +39,15 @@ const GOALS: &[(&str, f64)] = &[
     ("heal_records_lost", 0.0),
     ("one_way_deaths", 0.0),
     ("memory_1000_10000", 24.0),
+    ("hostile_state_changes", 0.0),
+    ("hostile_panics", 0.0),
+    ("hostile_replies", 0.0),
 ];
+
+/// By how many percent processes on real sockets may differ from the simulator.
+const SOCKETS_GOAL: f64 = 25.0;
+const SOCKETS: &str = "sockets_real_";
+const SIMULATED: &str = "sockets_sim_";
 
 /// A line of `figures`.
 #[derive(Deserialize)]
@@ -69,7 +77,15 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     let mut order = Vec::new();
     let mut all: BTreeMap<String, Values> = BTreeMap::new();
-    for example in ["figures", "memory"] {
+    // Real seconds on every CPU there is: not in CI.
+    let real =
+        !options.quick && options.only.as_ref().is_none_or(|o| SOCKETS.starts_with(o.as_str()));
+    for example in ["figures", "memory", "sockets"] {
+        let wanted =
+            |metrics: &str| options.only.as_ref().is_none_or(|o| metrics.starts_with(o.as_str()));
+        if (example == "sockets" && !real) || (example == "memory" && !wanted("memory")) {
+            continue;
+        }
         let args = if example == "figures" { args.as_slice() } else { &[] };
         for line in lines(example, args)? {
             if !all.contains_key(&line.metric) {
@@ -85,6 +101,17 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     for metric in order {
         let Some(values) = all.get(&metric) else { continue };
+        if metric.starts_with(SIMULATED) {
+            continue;
+        }
+        if let Some(what) = metric.strip_prefix(SOCKETS)
+            && let Some(simulated) = all.get(&format!("{SIMULATED}{what}"))
+        {
+            let (real, simulated) =
+                (worst(&values.ours, Better::Lower), worst(&simulated.ours, Better::Lower));
+            report.add(agreement(what, real, simulated))?;
+            continue;
+        }
         let rate = metric.contains("per_second") || metric.starts_with("sim_speed");
         let better = if rate { Better::Higher } else { Better::Lower };
         let ours = worst(&values.ours, better);
@@ -98,6 +125,15 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         report.add(figure)?;
     }
     Ok(())
+}
+
+/// How far processes on real sockets and the simulator are apart, in percent of the latter, with both figures as peers.
+fn agreement(what: &str, real: Option<f64>, simulated: Option<f64>) -> Figure {
+    let apart = real.zip(simulated).map(|(real, sim)| (real / sim - 1.0).abs() * 100.0);
+    Figure::new("gossip", format!("sockets_apart_{what}"), apart, "%", Better::Lower)
+        .goal(SOCKETS_GOAL)
+        .peer("sockets", real)
+        .peer("sim", simulated)
 }
 
 /// The worst; what never came is worse than all.
@@ -131,6 +167,15 @@ fn lines(example: &str, args: &[&str]) -> Result<Vec<Line>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_and_simulator_are_compared_both_ways() {
+        let apart = |real, sim| agreement("join_50", Some(real), Some(sim));
+        assert_eq!(apart(0.75, 1.0).pass, Some(true));
+        assert_eq!(apart(1.5, 1.0).value, Some(50.0));
+        assert_eq!(apart(0.5, 1.0).pass, Some(false));
+        assert_eq!(agreement("join_50", None, Some(1.0)).pass, Some(false));
+    }
 
     #[test]
     fn the_worst_seed_counts_and_never_is_worse_than_all() {
