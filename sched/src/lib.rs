@@ -47,6 +47,8 @@ mod app;
 mod contact;
 mod coordinator;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 pub mod hash;
 pub mod msg;
