@@ -41,6 +41,8 @@
 pub mod addr;
 mod counters;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gso;
 pub mod ipam;
 pub mod keys;

@@ -24,6 +24,7 @@ mod engine;
 mod thread;
 
 use engine::Engine;
+pub(crate) use engine::fuzz;
 use thread::{DataThread, Parts, SystemRng};
 
 /// What an overlay is made of.

@@ -579,5 +579,7 @@ fn count_written(counters: &Counters, written: bool, len: usize) {
     }
 }
 
+#[allow(clippy::indexing_slicing)] // Indexes of two nodes.
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
