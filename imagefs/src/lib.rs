@@ -47,6 +47,8 @@ mod digest;
 mod disk;
 mod erofs;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod import;
 mod mount;
 pub mod oci;

@@ -115,7 +115,7 @@ impl ImageRecord {
 
     /// Sum of the layers' sizes, bytes.
     pub fn size_bytes(&self) -> u64 {
-        self.layers.iter().map(|l| l.size_bytes).sum()
+        self.layers.iter().fold(0, |sum, l| sum.saturating_add(l.size_bytes))
     }
 }
 
