@@ -64,7 +64,12 @@ pub fn main(config: &Config) -> i32 {
         return 1;
     }
     let booted = match config.mode {
-        Mode::Machine => Some(machine::boot()),
+        Mode::Machine => {
+            let booted = machine::boot();
+            // What it took is not needed again.
+            sys::let_program_go();
+            Some(booted)
+        }
         Mode::Namespace => {
             if let Err(e) = mount_proc() {
                 say(format_args!("mount /proc: {}", std::io::Error::from(e)));

@@ -26,7 +26,7 @@ const MESSAGES_MAX: usize = 64;
 /// How often what cannot be waited for is looked at on the way down.
 const END_POLL_MS: u64 = 10;
 /// After so long without anything to do, PID 1 lets go of the parts of its program that it no longer runs.
-const QUIET_MS: u64 = 5_000;
+const QUIET_MS: u64 = 1_000;
 /// Most of a configuration file that is looked at.
 const CONFIG_BYTES_MAX: u64 = 64 << 10;
 

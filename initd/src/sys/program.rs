@@ -2,8 +2,8 @@
 
 use std::ffi::c_void;
 
-/// Lets go of this process's own pages of read-only file mappings: its program. What runs again is mapped again, from
-/// the page cache. Returns how many bytes of address space that was.
+/// Lets go of this process's own pages of read-only file mappings, its program, and of free memory. What runs again is
+/// mapped again, from the page cache. Returns how many bytes of address space that was.
 ///
 /// A mapping with private pages (`Anonymous` in smaps, such as relocations that were made read-only) is left alone.
 pub(crate) fn let_program_go() -> usize {
@@ -15,6 +15,12 @@ pub(crate) fn let_program_go() -> usize {
         if unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_DONTNEED) } == 0 {
             all += end - start;
         }
+    }
+    drop(smaps);
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number; what is in use stays.
+    unsafe {
+        libc::malloc_trim(0);
     }
     all
 }
