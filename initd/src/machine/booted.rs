@@ -6,7 +6,7 @@ use super::helpers::Helper;
 use super::kexec::{LOAD_MS_MAX, Loading};
 use super::phase::{Machine, Phase};
 use super::watchdog::Watchdog;
-use super::{Power, monotonic_ms, power};
+use super::{Power, monotonic_ms, netd::NET_FILE, power};
 use crate::init::core::Input;
 use rustix::fd::{AsFd as _, BorrowedFd};
 use std::{collections::VecDeque, path::Path};
@@ -31,8 +31,6 @@ pub struct Booted {
 
 /// How often an address that is late is looked for.
 const ADDRESS_EVERY_MS: u64 = 1_000;
-/// Where the keeper of the network writes what it has got.
-const NET_FILE: &str = "/run/quelea/net";
 
 impl Booted {
     pub(super) fn new(
@@ -99,6 +97,7 @@ impl Booted {
         if self.address_at_ms.is_some_and(|at| at <= now_ms) {
             if Path::new(NET_FILE).exists() {
                 self.address_at_ms = None;
+                forget_faults(Path::new(super::BOOT_FILE), Phase::NetUp);
                 inputs.push_back(Input::Mended(Phase::NetUp));
             } else {
                 self.address_at_ms = Some(now_ms + ADDRESS_EVERY_MS);
@@ -130,5 +129,34 @@ impl Booted {
     pub(crate) fn end(&mut self, power: Power) -> ! {
         self.watchdog.disarm();
         power::end(power)
+    }
+}
+
+/// Takes what failed in a phase out of [`super::BOOT_FILE`], for it has come right.
+fn forget_faults(file: &Path, phase: Phase) {
+    let gone = format!("fault={}: ", phase.name());
+    let Ok(text) = std::fs::read_to_string(file) else { return };
+    let lines = text.lines().filter(|line| !line.starts_with(&gone));
+    let left: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let beside = file.with_extension("new");
+    // As a whole: the agent may be reading it.
+    let _ = std::fs::write(&beside, left).and_then(|()| std::fs::rename(&beside, file));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_come_right_is_no_fault_any_more() {
+        let file = std::env::temp_dir().join(format!("quelea-boot-{}", std::process::id()));
+        let text = "state=memory\nfault=net-up: no address after 3 s\nfault=state: net-up: no disk\nuuid=x\n";
+        std::fs::write(&file, text).expect("write");
+        forget_faults(&file, Phase::NetUp);
+        let left = std::fs::read_to_string(&file).expect("read");
+        assert_eq!(left, "state=memory\nfault=state: net-up: no disk\nuuid=x\n");
+        std::fs::remove_file(&file).expect("remove");
+        forget_faults(&file, Phase::NetUp);
+        assert!(!file.exists(), "nothing is made where nothing was");
     }
 }
