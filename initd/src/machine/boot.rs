@@ -34,6 +34,8 @@ pub fn boot() -> Booted {
         cmdline: Cmdline::default(),
         netd: Helper::new(netd::NETD),
         plugd: Helper::new(uevent::PLUGD),
+        netd_says: None,
+        disk: None,
         hostname: None,
         watchdog: Watchdog::none(),
         facts: String::new(),
@@ -63,6 +65,10 @@ struct Boot {
     cmdline: Cmdline,
     netd: Helper,
     plugd: Helper,
+    /// Where its first line comes.
+    netd_says: Option<ChildStdout>,
+    /// The same of the disk, with how long it may take; or why there is none. Empty: state is to be in memory.
+    disk: Option<std::result::Result<(ChildStdout, Duration), String>>,
     /// From the network.
     hostname: Option<String>,
     watchdog: Watchdog,
@@ -77,9 +83,16 @@ impl Boot {
         match phase {
             Phase::Early => self.early(),
             Phase::Coldplug => {
-                let report = coldplug::Coldplug::open().run();
+                let mut coldplug = coldplug::Coldplug::open();
+                let first = coldplug.run_network();
+                // A server, a switch and a disk take their time while we load the rest.
+                self.begin_network();
+                let report = coldplug.run().and(&first);
                 let coldplug::Report { loaded, failed, took_ms } = report;
                 say!("coldplug: {loaded} modules in {took_ms} ms, {failed} failed");
+                // A disk that comes late needs its driver.
+                self.plugd = Helper::plugd();
+                self.begin_disk();
                 self.watchdog = Watchdog::open(self.cmdline.watchdog);
                 self.watchdog.tend(monotonic_ms(), true);
                 if failed > 0 {
@@ -98,7 +111,6 @@ impl Boot {
                     self.fault(phase, fault);
                 }
                 let configured = Path::new(NODE_CONFIG).exists();
-                self.plugd = Helper::plugd();
                 machine.step(uptime_us(), Event::Configured(configured), &mut Vec::new());
                 ok
             }
@@ -140,15 +152,22 @@ impl Boot {
         ok
     }
 
+    fn begin_network(&mut self) {
+        (self.netd, self.netd_says) = Helper::netd();
+    }
+
+    fn begin_disk(&mut self) {
+        let wish = disk::wish(self.cmdline.state.as_ref());
+        self.disk = (wish != Wish::Memory).then(|| disk::start(&wish, self.cmdline.state_wait_s));
+    }
+
     fn network(&mut self) -> bool {
         // Index 1 is the loopback device of every network namespace.
         let lo = netlink::request("link up", "lo", netlink::Message::link_up(1));
         if let Err(e) = &lo {
             self.fault(Phase::NetUp, e.to_string());
         }
-        let (netd, stdout) = Helper::netd();
-        self.netd = netd;
-        let Some(stdout) = stdout else {
+        let Some(stdout) = self.netd_says.take() else {
             self.fault(Phase::NetUp, format!("{} could not be started", netd::NETD));
             return false;
         };
@@ -176,17 +195,13 @@ impl Boot {
 
     /// Disk or memory at `/var/lib/quelea`. Returns what failed.
     fn place_for_state(&mut self) -> Vec<String> {
-        let wish = disk::wish(self.cmdline.state.as_ref());
-        let outcome = if wish == Wish::Memory {
-            Outcome::Memory
-        } else {
-            match disk::start(&wish, self.cmdline.state_wait_s) {
-                Ok((stdout, limit)) => {
-                    let line = read_line(stdout, limit, &mut self.watchdog);
-                    disk::arrived(line.as_deref())
-                }
-                Err(why) => Outcome::Fault(why),
+        let outcome = match self.disk.take() {
+            None => Outcome::Memory,
+            Some(Ok((stdout, limit))) => {
+                let line = read_line(stdout, limit, &mut self.watchdog);
+                disk::arrived(line.as_deref())
             }
+            Some(Err(why)) => Outcome::Fault(why),
         };
         let mut faults = Vec::new();
         if let Outcome::Disk(name) = &outcome {

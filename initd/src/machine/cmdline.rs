@@ -99,8 +99,8 @@ pub struct Cmdline {
     pub hostname: Option<String>,
     /// Where state is kept, if this is where it is said.
     pub state: Option<Wish>,
-    /// How long an expected disk is waited for, in seconds.
-    pub state_wait_s: u32,
+    /// How long a disk is waited for, in seconds, if this is where it is said.
+    pub state_wait_s: Option<u32>,
     /// Which watchdog is used.
     pub watchdog: WatchdogMode,
     /// Uptime in seconds by which this kernel must have been kept.
@@ -125,7 +125,7 @@ impl Default for Cmdline {
             net_wait_s: 30,
             hostname: None,
             state: None,
-            state_wait_s: 15,
+            state_wait_s: None,
             watchdog: WatchdogMode::Auto,
             trial_s: None,
             labels: Vec::new(),
@@ -171,7 +171,7 @@ impl Cmdline {
             })?,
             "net.wait" => self.net_wait_s = parse_wait(value)?,
             "state" => self.state = Some(Wish::parse(value)?),
-            "state.wait" => self.state_wait_s = parse_wait(value)?,
+            "state.wait" => self.state_wait_s = Some(parse_wait(value)?),
             "hostname" => {
                 if !hostname_is_valid(value) {
                     return Err("a host name has 1 to 63 of a-z 0-9 -");

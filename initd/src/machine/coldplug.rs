@@ -17,8 +17,8 @@ use std::{
 
 /// Rounds of looking for devices. A driver's device may be a bus with more devices: five hubs deep at most.
 const ROUNDS_MAX: usize = 8;
-/// Deepest directory below `/sys/devices` that is looked into.
-const DEPTH_MAX: usize = 32;
+/// Where devices are that are on no bus.
+const ELSEWHERE: [&str; 2] = ["/sys/devices/system/cpu", "/sys/class/dmi/id"];
 /// Most devices looked at in a round; further ones wait for a uevent.
 const DEVICES_MAX: usize = 16_384;
 /// `MODULE_INIT_COMPRESSED_FILE` of finit_module(2): the kernel decompresses.
@@ -43,6 +43,22 @@ pub struct Report {
     pub took_ms: u64,
 }
 
+impl Report {
+    fn took(mut self, start: Instant) -> Self {
+        self.took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// Both together.
+    pub(super) fn and(self, other: &Self) -> Self {
+        Self {
+            loaded: self.loaded + other.loaded,
+            failed: self.failed + other.failed,
+            took_ms: self.took_ms + other.took_ms,
+        }
+    }
+}
+
 impl Coldplug {
     /// Reads the index of the running kernel. A kernel without one has no modules: nothing will be loaded.
     #[must_use]
@@ -55,12 +71,20 @@ impl Coldplug {
         Self { dir, index, loaded: BTreeSet::new() }
     }
 
-    /// Loads what `/etc/modules-load.d` names, then the drivers of every device until no more devices appear.
-    /// Says which devices will stay without a driver.
-    pub fn run(&mut self) -> Report {
+    /// Loads the drivers of network devices, before anything else: an address can be asked for while the rest is loaded.
+    pub(super) fn run_network(&mut self) -> Report {
         if self.index.is_empty() {
             say!("coldplug: {} has no modules.dep: nothing to load", self.dir.display());
         }
+        let start = Instant::now();
+        let mut report = Report::default();
+        self.load_devices(|alias| missing::class(alias) == Some(missing::NETWORK), &mut report);
+        report.took(start)
+    }
+
+    /// Loads what `/etc/modules-load.d` names, then the drivers of every device until no more devices appear.
+    /// Says which devices will stay without a driver.
+    pub fn run(&mut self) -> Report {
         let report = self.run_quietly();
         self.tell_missing(|_| true);
         report
@@ -73,23 +97,30 @@ impl Coldplug {
         for name in wanted() {
             self.load(&name, &mut report);
         }
+        self.load_devices(|_| true, &mut report);
+        report.took(start)
+    }
+
+    /// Loads drivers until no more devices appear, for those that are `meant` by their alias.
+    fn load_devices(&mut self, meant: impl Fn(&str) -> bool, report: &mut Report) {
+        let mut seen = BTreeSet::new();
         for _ in 0..ROUNDS_MAX {
             let before = report.loaded;
-            let mut aliases = BTreeSet::new();
-            collect(Path::new("/sys/devices"), 0, &mut aliases);
-            for alias in &aliases {
-                let names: Vec<String> =
-                    self.index.matching(alias).into_iter().map(str::to_owned).collect();
-                for name in names {
-                    self.load(&name, &mut report);
+            for alias in aliases(Path::new("/sys/bus"), &ELSEWHERE) {
+                if !meant(&alias) || seen.contains(&alias) {
+                    continue;
                 }
+                let names: Vec<String> =
+                    self.index.matching(&alias).into_iter().map(str::to_owned).collect();
+                for name in names {
+                    self.load(&name, report);
+                }
+                seen.insert(alias);
             }
             if report.loaded == before {
                 break;
             }
         }
-        report.took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        report
     }
 
     /// Loads one module, by name or alias, with what it needs: what modprobe(8) does.
@@ -163,22 +194,47 @@ fn wanted() -> Vec<String> {
         .collect()
 }
 
-fn collect(dir: &Path, depth: usize, out: &mut BTreeSet<String>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if depth > DEPTH_MAX || out.len() >= DEVICES_MAX {
-            return;
-        }
-        // Links lead to other parts of the same tree.
-        let Ok(kind) = entry.file_type() else { continue };
-        if kind.is_dir() {
-            collect(&entry.path(), depth + 1, out);
-        } else if kind.is_file() && entry.file_name() == "modalias" {
-            let alias = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            let alias = alias.trim();
-            if !alias.is_empty() {
-                out.insert(alias.to_owned());
+/// What the devices of every bus say they are, and those `elsewhere`. The buses name all that modules are for; the tree below
+/// `/sys/devices` has ten times as many directories, and the kernel makes each one when it is looked into.
+fn aliases(buses: &Path, elsewhere: &[&str]) -> BTreeSet<String> {
+    let entries = |dir: PathBuf| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let on_buses =
+        entries(buses.to_path_buf()).into_iter().flat_map(|bus| entries(bus.join("devices")));
+    on_buses
+        .take(DEVICES_MAX)
+        .chain(elsewhere.iter().map(PathBuf::from))
+        .filter_map(|device| std::fs::read_to_string(device.join("modalias")).ok())
+        .map(|alias| alias.trim().to_owned())
+        .filter(|alias| !alias.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_of_all_buses_are_named_once() {
+        let dir = std::env::temp_dir().join(format!("quelea-aliases-{}", std::process::id()));
+        let device = |path: &str, alias: Option<&str>| {
+            let path = dir.join(path);
+            std::fs::create_dir_all(&path).expect("device");
+            if let Some(alias) = alias {
+                std::fs::write(path.join("modalias"), alias).expect("modalias");
             }
-        }
+        };
+        device("bus/pci/devices/0000:00:01.0", Some("pci:v1\n"));
+        device("bus/pci/devices/0000:00:02.0", Some("pci:v1\n"));
+        device("bus/virtio/devices/virtio0", Some("virtio:d1\n"));
+        device("bus/memory/devices/memory0", None);
+        device("bus/cpu/devices/cpu0", Some("\n"));
+        device("dmi", Some("dmi:x y\n"));
+        let dmi = dir.join("dmi");
+        let found = aliases(&dir.join("bus"), &[dmi.to_str().expect("path"), "/nonexistent"]);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["dmi:x y", "pci:v1", "virtio:d1"]);
+        std::fs::remove_dir_all(&dir).expect("remove");
     }
 }

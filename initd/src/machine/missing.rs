@@ -50,7 +50,7 @@ pub(super) fn find(index: &Index) -> Vec<Missing> {
 
 /// What kind of device an alias names; `None` for those that a node does without (bridges, graphics, sound).
 /// PCI: class and subclass after `bc` and `sc` (PCI Code and ID Assignment §1); virtio: the device number.
-fn class(alias: &str) -> Option<&'static str> {
+pub(super) fn class(alias: &str) -> Option<&'static str> {
     if let Some(rest) = alias.strip_prefix("virtio:d") {
         return match u32::from_str_radix(rest.get(..8)?, 16).ok()? {
             1 => Some(NETWORK),

@@ -3,8 +3,9 @@
 //! ```text
 //! kernel ─▶ init::main ─▶ machine::boot ─▶ [the agent runs, init reaps] ─▶ Booted::end ─▶ off
 //!                           │ Early     root, mounts, cgroup v2, limits
-//!                           │ Coldplug  modules by modalias and modules-load.d; watchdog
-//!                           │ NetUp     quelea-netd: carrier, DHCP or a given address
+//!                           │ Coldplug  modules by modalias, of network devices first, and modules-load.d; watchdog;
+//!                           │           quelea-netd and quelea-disk begin their work as soon as theirs are there
+//!                           │ NetUp     waits for quelea-netd: carrier, DHCP or a given address
 //!                           └ State     host name, clock floor, entropy, disk or memory for /var/lib/quelea
 //! ```
 //!

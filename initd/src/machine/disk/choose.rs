@@ -8,7 +8,7 @@ pub const FORMAT_BYTES_MIN: u64 = 128 << 20;
 /// What `quelea.state=` or `/etc/quelea/state` says.
 ///
 /// ```text
-/// auto                  the labelled disk if it is there when the boot gets to it, else memory (default)
+/// auto                  the labelled disk if there is one, else memory (default)
 /// memory                memory
 /// disk                  the labelled disk, waited for
 /// format:SELECTOR       the same, and if no disk has the label, this blank one is formatted
@@ -184,8 +184,8 @@ pub fn choose(wish: &Wish, there: &[Candidate], settled: bool) -> Decision {
         }
     }
     match wish {
-        Wish::Auto | Wish::Memory => Decision::Memory,
         _ if !settled => Decision::Wait,
+        Wish::Auto | Wish::Memory => Decision::Memory,
         Wish::Disk => Decision::Refuse(format!("no disk is labelled {LABEL}: {}", all(there))),
         Wish::Format(selector) => match format(selector, there) {
             Ok(name) => Decision::Format(name),

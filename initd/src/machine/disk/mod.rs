@@ -37,6 +37,10 @@ pub(super) const DISK: &str = "quelea-disk";
 const STAGE: &str = "/run/quelea/disk";
 /// How long mounting may take once the disk is chosen: a journal is replayed in it.
 const MOUNT_MS_MAX: u64 = 60_000;
+/// How long an expected disk is waited for, where nobody says otherwise.
+const WAIT_S: u32 = 15;
+/// The same for one that nobody expects, while a controller is still looking for its disks.
+const AUTO_WAIT_S: u32 = 5;
 /// No disk has appeared for this long: all are there.
 const SETTLED_MS: u64 = 3_000;
 const LOOK_EVERY_MS: u64 = 100;
@@ -74,7 +78,8 @@ pub(super) fn wish(cmdline: Option<&Wish>) -> Wish {
 }
 
 /// Starts the process. Its first line is for [`arrived`].
-pub(super) fn start(wish: &Wish, wait_s: u32) -> Result<(ChildStdout, Duration), String> {
+pub(super) fn start(wish: &Wish, wait_s: Option<u32>) -> Result<(ChildStdout, Duration), String> {
+    let wait_s = wait_s.unwrap_or(if wish.expects() { WAIT_S } else { AUTO_WAIT_S });
     let mut child = Command::new("/proc/self/exe")
         .arg0(DISK)
         .arg(text(wish))
@@ -83,7 +88,7 @@ pub(super) fn start(wish: &Wish, wait_s: u32) -> Result<(ChildStdout, Duration),
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|e| format!("start {DISK}: {e}"))?;
-    let wait_ms = if wish.expects() { u64::from(wait_s) * 1000 } else { 0 };
+    let wait_ms = u64::from(wait_s) * 1000;
     let limit = Duration::from_millis(wait_ms + SETTLED_MS + MOUNT_MS_MAX);
     Ok((child.stdout.take().ok_or("no pipe")?, limit))
 }
@@ -145,6 +150,7 @@ pub(super) fn main<'a>(mut args: impl Iterator<Item = &'a OsStr>) -> i32 {
 fn look(wish: &Wish, wait: Duration) -> Result<Option<String>, String> {
     let start = Instant::now();
     let (mut names, mut changed) = (Vec::new(), start);
+    let mut told = false;
     loop {
         let now = scan::names(None);
         if now != names {
@@ -155,7 +161,11 @@ fn look(wish: &Wish, wait: Duration) -> Result<Option<String>, String> {
         let there: Vec<Candidate> =
             names.iter().filter_map(|name| scan::candidate(name, &names)).collect();
         // A labelled disk may come as late as it likes, one to format only after the others.
-        let settled = if *wish == Wish::Disk { start.elapsed() >= wait } else { settled };
+        let settled = match wish {
+            Wish::Disk => start.elapsed() >= wait,
+            Wish::Auto => has_all(wait.saturating_sub(start.elapsed()), &mut told),
+            _ => settled,
+        };
         match choose(wish, &there, settled) {
             Decision::Memory => return Ok(None),
             Decision::Wait => std::thread::sleep(Duration::from_millis(LOOK_EVERY_MS)),
@@ -167,6 +177,25 @@ fn look(wish: &Wish, wait: Duration) -> Result<Option<String>, String> {
             }
         }
     }
+}
+
+/// Whether no more disks are to be expected, or the time `left` for them is over. Says once for what it waits, and at the end that
+/// it did in vain.
+fn has_all(left: Duration, told: &mut bool) -> bool {
+    let searching = scan::searching(Path::new("/sys"));
+    if searching.is_empty() {
+        return true;
+    }
+    let whom = searching.join(", ");
+    if left.is_zero() {
+        say!("state: no disk has come of {whom}");
+        return true;
+    }
+    if !std::mem::replace(told, true) {
+        let s = left.as_secs_f64().ceil();
+        say!("state: waiting up to {s} s for disks of {whom} (quelea.state=memory does not)");
+    }
+    false
 }
 
 fn format(name: &str) -> std::io::Result<()> {

@@ -35,6 +35,43 @@ pub(super) fn names(more: Option<&str>) -> Vec<String> {
     names
 }
 
+/// Controllers that may still be looking for their disks: SCSI hosts behind which nothing has appeared, or a disk whose
+/// driver is not there yet, and USB storage without a host so far. SATA is not among them: its drivers are loaded when every port has been looked at.
+pub(super) fn searching(sys: &Path) -> Vec<String> {
+    let entries = |dir: &Path| -> Vec<_> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().take(DEVICES_MAX);
+        entries.filter_map(|e| Some((e.file_name().into_string().ok()?, e.path()))).collect()
+    };
+    let has = |dir: &Path, start: &str| entries(dir).iter().any(|(n, _)| n.starts_with(start));
+    let mut found = Vec::new();
+    for (name, host) in entries(&sys.join("class/scsi_host")) {
+        // …/0000:00:1f.2/ata1/host0/scsi_host/host0
+        let sata = std::fs::canonicalize(&host).is_ok_and(|path| {
+            path.components().any(|part| part.as_os_str().to_string_lossy().starts_with("ata"))
+        });
+        // host2/target2:0:0/2:0:0:0: type 0 is a disk (SPC-4, 6.6.2), and has `block` once its driver knows it.
+        let targets = entries(&host.join("device"));
+        let units =
+            targets.iter().filter(|(n, _)| n.starts_with("target")).flat_map(|t| entries(&t.1));
+        let known = |unit: &Path| {
+            let kind = std::fs::read_to_string(unit.join("type")).unwrap_or_default();
+            !kind.is_empty() && (kind.trim() != "0" || has(unit, "block"))
+        };
+        if !sata && !units.into_iter().any(|(_, unit)| known(&unit)) {
+            let driver = std::fs::read_to_string(host.join("proc_name")).unwrap_or_default();
+            found.push(format!("{name} ({})", driver.trim()));
+        }
+    }
+    for (name, interface) in entries(&sys.join("bus/usb/devices")) {
+        let class = std::fs::read_to_string(interface.join("bInterfaceClass")).unwrap_or_default();
+        if class.trim() == "08" && !has(&interface, "host") {
+            found.push(format!("usb {name}"));
+        }
+    }
+    found.sort();
+    found
+}
+
 /// One of them; `None` for a drive without a medium, or one that has just gone.
 pub(super) fn candidate(name: &str, all: &[String]) -> Option<Candidate> {
     let sys = Path::new(CLASS).join(name);

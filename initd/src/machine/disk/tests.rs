@@ -405,7 +405,8 @@ fn the_labelled_disk_is_taken_and_only_if_it_is_good() {
 #[test]
 fn an_expected_disk_is_waited_for_and_an_unexpected_one_is_not() {
     let there = [disk("vda", Holds::Other("a GPT".into()))];
-    assert_eq!(choose(&Wish::Auto, &there, false), Decision::Memory);
+    assert_eq!(choose(&Wish::Auto, &there, true), Decision::Memory);
+    assert_eq!(choose(&Wish::Auto, &there, false), Decision::Wait);
     assert_eq!(choose(&Wish::Disk, &there, false), Decision::Wait);
     assert_eq!(refused(&Wish::Disk, &there), "no disk is labelled quelea-state: vda holds a GPT");
     assert!(refused(&Wish::Disk, &[]).ends_with("there is no disk at all"));
@@ -527,4 +528,45 @@ proptest! {
             _ => {}
         }
     }
+}
+
+#[test]
+fn controllers_that_are_still_looking() {
+    let sys = std::env::temp_dir().join(format!("quelea-searching-{}", std::process::id()));
+    let dir = |path: &str| std::fs::create_dir_all(sys.join(path)).expect("dir");
+    let file = |path: &str, text: &str| std::fs::write(sys.join(path), text).expect("file");
+    let searching = || super::scan::searching(&sys);
+    assert!(searching().is_empty(), "a machine without any");
+    dir("class/scsi_host");
+    let host = |number: u32, parent: &str, driver: &str| {
+        let name = format!("host{number}");
+        let at = format!("devices/{parent}/{name}");
+        dir(&format!("{at}/scsi_host/{name}"));
+        file(&format!("{at}/scsi_host/{name}/proc_name"), &format!("{driver}\n"));
+        let to = sys.join(&at);
+        std::os::unix::fs::symlink(&to, to.join(format!("scsi_host/{name}/device"))).expect("link");
+        let class = sys.join(format!("class/scsi_host/{name}"));
+        std::os::unix::fs::symlink(to.join("scsi_host").join(&name), class).expect("link");
+    };
+    // All there is has been found when the driver is loaded.
+    host(0, "pci0/0000:00:1f.2/ata1", "ahci");
+    assert!(searching().is_empty());
+    host(2, "pci0/0000:00:03.0/virtio1", "virtio_scsi");
+    dir("bus/usb/devices/1-1:1.0");
+    file("bus/usb/devices/1-1:1.0/bInterfaceClass", "08\n");
+    dir("bus/usb/devices/1-2:1.0");
+    file("bus/usb/devices/1-2:1.0/bInterfaceClass", "03\n");
+    assert_eq!(searching(), ["host2 (virtio_scsi)", "usb 1-1:1.0"]);
+    let unit = "devices/pci0/0000:00:03.0/virtio1/host2/target2:0:0/2:0:0:0";
+    dir(unit);
+    file(&format!("{unit}/type"), "0\n");
+    dir("bus/usb/devices/1-1:1.0/host3");
+    assert_eq!(searching(), ["host2 (virtio_scsi)"], "its driver is not there yet");
+    dir(&format!("{unit}/block/sda"));
+    assert!(searching().is_empty());
+    host(4, "pci0/0000:00:04.0", "mpt3sas");
+    dir("devices/pci0/0000:00:04.0/host4/target4:0:0/4:0:0:0");
+    file("devices/pci0/0000:00:04.0/host4/target4:0:0/4:0:0:0/type", "13\n");
+    assert!(searching().is_empty(), "an enclosure is no disk");
+    std::fs::remove_dir_all(&sys).expect("remove");
 }
