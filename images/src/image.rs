@@ -6,6 +6,7 @@ use crate::{
     cpio::Archive,
     ipxe,
     kernel::Kernel,
+    modinfo,
     modules::{Closure, Tree},
     set::{ALWAYS, Set},
     vmlinux,
@@ -17,6 +18,9 @@ use std::path::{Path, PathBuf};
 pub const QUELEAD: &str = "usr/bin/quelead";
 /// Names under which PID 1, the kernel and operators call the node binary.
 pub const PERSONALITIES: [&str; 4] = ["init", "sbin/modprobe", "sbin/poweroff", "sbin/reboot"];
+
+/// The highest that needs no more than 8 MiB of the machine that unpacks it.
+const ZSTD_LEVEL: i32 = 19;
 
 /// A file that goes into an image besides quelead and the modules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +44,7 @@ pub struct Initramfs {
     pub archive: Archive,
     /// Modules with their resolved dependencies.
     pub closure: Closure,
-    /// Bytes of the module files, compressed as shipped.
+    /// Bytes of the module files, as they are in the tree.
     pub module_bytes: u64,
     /// Bytes of quelead.
     pub quelead_bytes: u64,
@@ -72,7 +76,7 @@ impl Initramfs {
     /// [`Error::NoModule`], [`Error::Incomplete`], [`Error::BadModule`], [`Error::Cpio`], [`Error::Io`].
     pub fn build(set: Set, kernel: &Kernel, quelead: &Path, extra: &[Extra]) -> Result<Self> {
         let tree = Tree::open(&kernel.modules)?;
-        let closure = tree.closure(&set.wants())?;
+        let mut closure = tree.closure(&set.wants())?;
         let mut archive = Archive::new();
         for dir in ["dev", "proc", "sys", "run", "etc/quelea", "var/lib/quelea", "root"] {
             archive.dir(dir, 0o755)?;
@@ -86,10 +90,16 @@ impl Initramfs {
         }
         let dir = format!("lib/modules/{}", kernel.release);
         let mut module_bytes = 0;
-        for module in closure.modules.values() {
-            let path = format!("{dir}/{}", module.path);
-            archive.file_from(&path, 0o644, &tree.file(module))?;
-            module_bytes += archive.get(&path).map_or(0, |b| b.len() as u64);
+        for module in closure.modules.values_mut() {
+            let source = tree.file(module);
+            let bytes = if set.bares_modules() {
+                module.path.truncate(module.path.trim_end_matches(".xz").len());
+                modinfo::without_signature(modinfo::unpacked(&source)?)
+            } else {
+                std::fs::read(&source).map_err(Error::io("read", &source))?
+            };
+            module_bytes += bytes.len() as u64;
+            archive.file(&format!("{dir}/{}", module.path), 0o644, bytes)?;
         }
         let builtin = kernel.modules.join("modules.builtin");
         archive
@@ -124,21 +134,21 @@ impl Initramfs {
         Ok(())
     }
 
-    /// The initramfs as machines load it: what compresses in a gzip segment, then the modules, which are xz already,
-    /// in a plain one. The kernel unpacks both, one after the other (`init/initramfs.c`).
+    /// The initramfs as machines load it, in segments that the kernel unpacks one after the other
+    /// (`init/initramfs.c`): what compresses by zstd, then the modules that are xz already, in a plain one.
     ///
     /// # Errors
-    /// As [`Archive::split`].
+    /// As [`Archive::split`]; [`Error::Io`] when the compressor gets no memory.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let (rest, modules) = self.archive.split(|path| path.ends_with(".ko.xz"))?;
-        // Level 9 and no time in the header: the same bytes every time.
-        let mut gzip =
-            flate2::GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::best());
-        let packed = rest.write(&mut gzip).and_then(|()| gzip.finish());
-        let mut bytes = packed.expect("writing to a Vec cannot fail");
+        // One thread, a version fixed by the lock file and no time inside: the same bytes every time.
+        let packed = zstd::bulk::compress(&rest.to_bytes(), ZSTD_LEVEL);
+        let mut bytes = packed.map_err(Error::io("compress", "the initramfs"))?;
         // A plain segment must start at a multiple of four; the kernel skips zeros before it.
         bytes.resize(bytes.len().next_multiple_of(512), 0);
-        modules.write(&mut bytes).expect("writing to a Vec cannot fail");
+        if !self.set.bares_modules() {
+            modules.write(&mut bytes).expect("writing to a Vec cannot fail");
+        }
         Ok(bytes)
     }
 

@@ -12,7 +12,8 @@
 //! Invariants:
 //! - The same inputs give the same bytes: entries sorted, no times, no owners, no inode numbers of the build machine.
 //! - An image that lacks something a module in it depends on is not written.
-//! - Module files are copied as shipped (`.ko.xz`), and not compressed again; the kernel decompresses them.
+//! - Module files are those of the package: as shipped (`.ko.xz`) for racks; for virtual machines unpacked and without
+//!   signature, where all of it is compressed at once.
 //! - The bytes of a node's configuration pass through unread.
 //!
 //! Refused: kernels that are not from a Debian package, modules that are not `.ko.xz`, and firmware blobs (they are

@@ -25,21 +25,11 @@ impl ModInfo {
     /// Reads a `.ko.xz` file.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::BadModule`] when it is not an xz-compressed ELF64 module.
+    /// As [`unpacked`]; [`Error::BadModule`] when there is no module inside.
     pub fn of_file(path: &Path) -> Result<Self> {
-        let bad = |what| Error::BadModule { path: path.into(), what };
-        let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-        let mut elf = Vec::new();
-        lzma_rust2::XzReader::new(std::io::BufReader::new(file), false)
-            .take(MODULE_BYTES_MAX + 1)
-            .read_to_end(&mut elf)
-            .map_err(Error::io("decompress", path))?;
-        if elf.len() as u64 > MODULE_BYTES_MAX {
-            return Err(bad("larger than MODULE_BYTES_MAX"));
-        }
-        let section =
-            elf_section(&elf, b".modinfo").ok_or_else(|| bad("no .modinfo in an ELF64"))?;
-        Ok(Self::parse(section))
+        let elf = unpacked(path)?;
+        let none = || Error::BadModule { path: path.into(), what: "no .modinfo in an ELF64" };
+        Ok(Self::parse(elf_section(&elf, b".modinfo").ok_or_else(none)?))
     }
 
     /// Parses the section's bytes. Unknown keys and strings that are not UTF-8 are skipped.
@@ -70,6 +60,37 @@ impl ModInfo {
         }
         info
     }
+}
+
+/// What is in a `.ko.xz` file: the module, with its signature.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::BadModule`] when it is larger than [`MODULE_BYTES_MAX`].
+pub fn unpacked(path: &Path) -> Result<Vec<u8>> {
+    let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+    let mut elf = Vec::new();
+    lzma_rust2::XzReader::new(std::io::BufReader::new(file), false)
+        .take(MODULE_BYTES_MAX + 1)
+        .read_to_end(&mut elf)
+        .map_err(Error::io("decompress", path))?;
+    if elf.len() as u64 > MODULE_BYTES_MAX {
+        let what = "larger than MODULE_BYTES_MAX";
+        return Err(Error::BadModule { path: path.into(), what });
+    }
+    Ok(elf)
+}
+
+/// The module without the signature behind it (`include/linux/module_signature.h`); one without any is left as it is.
+#[must_use]
+pub fn without_signature(mut module: Vec<u8>) -> Vec<u8> {
+    const MAGIC: &[u8] = b"~Module signature appended~\n";
+    // Kinds and lengths in front of it; the last four bytes are the signature's length, big endian.
+    const HEAD_BYTES: usize = 12;
+    let Some(rest) = module.strip_suffix(MAGIC) else { return module };
+    let length = rest.last_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes) as usize);
+    let end = length.and_then(|length| rest.len().checked_sub(HEAD_BYTES)?.checked_sub(length));
+    module.truncate(end.unwrap_or(module.len()));
+    module
 }
 
 /// A module's name as the kernel compares it: `-` is `_` (`virtio-rng` is `virtio_rng`).
@@ -123,6 +144,24 @@ mod tests {
         assert_eq!(info.soft_post, ["a_b"]);
         assert_eq!(info.aliases, ["fs-erofs"]);
         assert_eq!(ModInfo::parse(b"depends=\0").depends, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_signature_is_cut_off_and_only_that() {
+        let signed = |length: u32| {
+            let mut bytes = b"the module".to_vec();
+            bytes.extend([7; 20]);
+            bytes.extend([0, 0, 2, 0, 0, 0, 0, 0]);
+            bytes.extend(length.to_be_bytes());
+            bytes.extend(b"~Module signature appended~\n");
+            bytes
+        };
+        assert_eq!(without_signature(signed(20)), b"the module");
+        // A length that the file does not have.
+        assert_eq!(without_signature(signed(1000)), signed(1000));
+        assert_eq!(without_signature(b"the module".to_vec()), b"the module");
+        let magic = b"~Module signature appended~\n".to_vec();
+        assert_eq!(without_signature(magic.clone()), magic);
     }
 
     proptest::proptest! {
