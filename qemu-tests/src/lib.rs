@@ -22,6 +22,7 @@ pub mod firmware;
 pub mod pace;
 pub mod qmp;
 pub mod scenario;
+mod sys;
 pub mod vm;
 pub mod wire;
 
