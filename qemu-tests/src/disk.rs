@@ -28,6 +28,8 @@ pub enum Bus {
     Megasas,
     /// `sda`, behind VMware's adapter.
     Pvscsi,
+    /// Not at all, until the test plugs it in.
+    Unplugged,
 }
 
 /// One disk. Its file is made when its machine is first switched on.
@@ -107,16 +109,19 @@ impl Disk {
             "if=none,id=disk{index},format=raw,read-only={read_only},file={}",
             self.path.display()
         );
+        if self.bus == Bus::Unplugged {
+            return vec!["-drive".into(), drive];
+        }
         let (device, place) = match self.bus {
             Bus::Virtio => ("virtio-blk-pci", String::new()),
             Bus::Nvme => ("nvme", String::new()),
-            Bus::Ahci => ("ide-hd", format!(",bus=ide.{index}")),
+            Bus::Ahci | Bus::Unplugged => ("ide-hd", format!(",bus=ide.{index}")),
             Bus::Megasas | Bus::Pvscsi => ("scsi-hd", format!(",bus=hba{index}.0")),
         };
         let adapter = match self.bus {
             Bus::Megasas => Some("megasas-gen2"),
             Bus::Pvscsi => Some("pvscsi"),
-            Bus::Virtio | Bus::Nvme | Bus::Ahci => None,
+            Bus::Virtio | Bus::Nvme | Bus::Ahci | Bus::Unplugged => None,
         };
         let adapter = adapter.map(|name| ["-device".into(), format!("{name},id=hba{index}")]);
         let device = format!("{device},drive=disk{index},serial=test{index}{place}");

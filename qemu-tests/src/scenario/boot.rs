@@ -122,6 +122,7 @@ pub(super) fn dhcp_trouble(env: &Env, name: &str) -> Result<Outcome> {
     vm.line("net: no address after 3 s", SECONDS_20)?;
     vm.line("quelea-guest: ready", SECONDS_20)?;
     cluster.fabric.dhcp(Mood::Nak);
+    vm.line("net: eth0 server 10.77.0.1 refuses: asking again later", SECONDS_20)?;
     let refused_at = pace::eventually(Duration::from_secs(30), "a refusal", || {
         let (heard, refused) = cluster.fabric.dhcp_counts();
         ensure!(refused > 0, "{heard} messages, none refused");

@@ -167,8 +167,8 @@ pub(super) fn small_guest_runs_three_pods(env: &Env, test: &str) -> Result<Outco
         Ok(super::boot::status_kib(&status, key).context("no VmRSS")? as f64)
     };
     let agent = agent(ctl)?;
-    // PID 1 lets go of its program's pages when nothing has happened for 5 s: what it takes all day is meant.
-    std::thread::sleep(seconds(8));
+    // PID 1 lets go of its program's pages when nothing has happened for a second: what it takes all day is meant.
+    std::thread::sleep(seconds(3));
     for (metric, pid, key, goal) in [
         ("small_pid1_rss_kib", 1, "VmRSS", Some(2048.0)),
         ("small_pid1_anon_kib", 1, "RssAnon", None),

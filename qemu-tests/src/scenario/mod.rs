@@ -77,6 +77,12 @@ pub const ALL: &[Scenario] = &[
         run: network::late_link,
     },
     Scenario {
+        name: "boot_network_mends",
+        about: "a network that comes after the boot has given it up: the fault is gone from console, agent and file",
+        smoke: false,
+        run: network::mends,
+    },
+    Scenario {
         name: "boot_several_nics",
         about: "two devices: one primary with the default route, the other with an address; one named by its MAC",
         smoke: false,
@@ -189,6 +195,12 @@ pub const ALL: &[Scenario] = &[
         about: "blank virtio, NVMe and SATA disks are formatted when told to; a power cut loses nothing; grown disks are used",
         smoke: false,
         run: state::first_boot_grow_persist,
+    },
+    Scenario {
+        name: "state_disk_comes_late",
+        about: "a labelled disk that a controller finds after the boot: waited for, and said; one that never comes is not",
+        smoke: false,
+        run: state::comes_late,
     },
     Scenario {
         name: "state_disk_bad_inputs",

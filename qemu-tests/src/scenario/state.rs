@@ -204,6 +204,33 @@ pub(super) fn bad_disks(env: &Env, test: &str) -> Result<Outcome> {
     Ok(passed(env, cluster, Vec::new()))
 }
 
+/// Two machines with a SCSI controller, and nobody expects a disk. One is plugged in while the first still waits; the other
+/// waits in vain.
+pub(super) fn comes_late(env: &Env, test: &str) -> Result<Outcome> {
+    let builder = Cluster::builder(env, test).nodes(2).each(|n, machine| {
+        machine.qemu = vec!["-device".into(), "virtio-scsi-pci,id=scsi".into()];
+        if n == 0 {
+            machine.disks.push(Disk::new(Bus::Unplugged, SMALL).filled(ours));
+            machine.args = "quelea.state.wait=100".into();
+        }
+    });
+    let mut cluster = builder.start()?;
+    let [first, other] = cluster.vms.as_mut_slice() else { anyhow::bail!("two machines") };
+    first.line("s for disks of host", seconds(30))?;
+    let device = serde_json::json!({ "driver": "scsi-hd", "drive": "disk0", "bus": "scsi.0" });
+    first.qmp()?.command("device_add", device)?;
+    first.line("state: on sda", seconds(30))?;
+    first.line("quelea-guest: ready", seconds(10))?;
+    ensure!(state_of(&mut first.ctl()?)? == "disk", "{}", first.tail());
+    other.line("state: waiting up to 5 s for disks of host", seconds(30))?;
+    other.line("state: no disk has come of host", seconds(30))?;
+    other.line("state: in memory only", seconds(10))?;
+    other.line("quelea-guest: ready", seconds(10))?;
+    let boot = other.ctl()?.read("/run/quelea/boot")?;
+    ensure!(boot.contains("state=memory\n") && !boot.contains("fault="), "{boot}");
+    Ok(passed(env, cluster, Vec::new()))
+}
+
 /// All machines of a rack lose power at once, and only one of them has a disk; then all again, with none.
 pub(super) fn diskless_rack_power_cycle(env: &Env, test: &str) -> Result<Outcome> {
     let builder = flock!(env, test, 3).each(|n, machine| {
