@@ -76,7 +76,7 @@ struct Message {
 fn small() -> String {
     let script = root().join("tools/xtask/src/no-unwind.ld");
     format!(
-        r#"target.'cfg(target_os="linux")'.rustflags=["-Clink-arg=-Wl,-T,{},--no-eh-frame-hdr,-z,pack-relative-relocs"]"#,
+        r#"target.'cfg(target_os="linux")'.rustflags=["-Clink-arg=-Wl,-T,{},--no-eh-frame-hdr,--icf=all,-z,pack-relative-relocs"]"#,
         script.display()
     )
 }
