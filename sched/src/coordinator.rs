@@ -1,12 +1,13 @@
 //! The coordinator of an app: offers its empty slots, stops what is too much, moves what cannot stay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::api::Event;
 use crate::app::{App, Lead, Pending};
 use crate::msg::{self, Message};
 use crate::place::{Question, Tally};
+use crate::record::ClaimState;
 use crate::spec::Spec;
 use crate::turn::{Turn, backoff_ms};
 use crate::view::{Amounts, AppKey};
@@ -92,6 +93,7 @@ impl Turn<'_> {
 
     fn service(&mut self, key: &AppKey, app: &App, lead: &mut Lead, spec: &Arc<Spec>, held: bool) {
         self.chase_offers(key, app, lead);
+        self.withdraw(key, app, lead);
         let mut slots = gather(self, key, app, lead);
         self.note_failures(key, lead, &slots);
         let stops = lead.stops.len();
@@ -245,6 +247,33 @@ impl Turn<'_> {
         }
         for at in lead.stops.values().chain(lead.asks.values()) {
             lead.wake = lead.wake.min((*at).max(self.now_us + 1));
+        }
+    }
+
+    /// Forgets a Stop that went unheard until its reason had passed (the drain has ended, the update is
+    /// taken back): its pod is all there is of its slot, and one like it would only start anew.
+    fn withdraw(&self, key: &AppKey, app: &App, lead: &mut Lead) {
+        let due = lead.stops.iter().filter(|(_, at)| **at <= self.now_us);
+        let may_stay = |id: &String| {
+            let r = &self.view.claim(id)?.record;
+            let goes = matches!(r.state, ClaimState::Stopping | ClaimState::Failed);
+            let wanted = r.slot < app.replicas() && r.template == app.template && !goes;
+            let node = self.view.nodes.get(&r.node).filter(|n| n.live() && !n.draining());
+            (wanted && node.is_some()).then(|| (!r.ready, id.clone(), r.slot))
+        };
+        let mut unheard: Vec<_> = due.filter_map(|(id, _)| may_stay(id)).collect();
+        if unheard.is_empty() {
+            return;
+        }
+        // Of two in one slot the ready one stays.
+        unheard.sort();
+        let slots = gather(self, key, app, lead);
+        let mut kept = BTreeSet::new();
+        for (_, id, number) in unheard {
+            let alone = slots.get(&number).is_some_and(|s| s.live.is_empty() && !s.offered);
+            if alone && kept.insert(number) {
+                lead.stops.remove(&id);
+            }
         }
     }
 

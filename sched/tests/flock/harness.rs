@@ -45,9 +45,11 @@ pub(crate) struct Flock {
     pub(crate) starts: Vec<(u64, String, String)>,
     /// Images of which every start fails.
     pub(crate) broken: Vec<String>,
-    /// Lowest number of ready claims of any app seen at the end of a millisecond, when watched.
     /// Directions in which messages are lost: (from, to). Records still arrive.
     pub(crate) cut: BTreeSet<(String, String)>,
+    /// What was lost there.
+    pub(crate) lost: Vec<Vec<u8>>,
+    /// Lowest number of ready claims of any app seen at the end of a millisecond, when watched.
     pub(crate) watch_ready: Option<(String, u32)>,
 }
 
@@ -85,6 +87,7 @@ impl Flock {
             starts: Vec::new(),
             broken: Vec::new(),
             cut: BTreeSet::new(),
+            lost: Vec::new(),
             watch_ready: None,
         };
         for i in 0..nodes {
@@ -231,7 +234,9 @@ impl Flock {
             Output::Send { to, bytes } => {
                 assert!(to != name, "a message to oneself");
                 assert!(bytes.len() <= sched::msg::MESSAGE_MAX);
-                if !self.cut.contains(&(name.to_owned(), to.clone())) {
+                if self.cut.contains(&(name.to_owned(), to.clone())) {
+                    self.lost.push(bytes);
+                } else {
                     self.later(MS, &to, Ev::Message { from: name.into(), bytes });
                 }
             }

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{Flock, MS, S, app, labels};
+use sched::msg::Message;
 use sched::{Input, MemberState, NodeRecord, Observed, SMALL_FLOCK};
 
 #[test]
@@ -486,6 +487,28 @@ fn a_cut_in_one_direction_is_bypassed() {
     f.run(10 * S);
     f.whole("hello", 4);
     assert!(!f.on("hello").contains_key(&victim), "its pod was told to stop through a third node");
+}
+
+/// The Stop of a drain is lost; before it is due again the drain ends. Its pod stays.
+#[test]
+fn a_lost_stop_ends_with_the_drain_it_was_sent_for() {
+    let update = "[update]\nmax_surge = 0\nmax_unavailable = 1";
+    let mut f = Flock::new(6, 3);
+    f.submit(&app("web", "replicas = 6", update), false);
+    f.run(5 * S);
+    let leader = f.why("web").coordinator;
+    let victim = f.up().into_iter().find(|n| *n != leader && f.on("web").contains_key(n)).unwrap();
+    let before = (f.on("web"), f.starts.len());
+    f.cut.insert((leader, victim.clone()));
+    f.drain(&victim, true);
+    f.run(500 * MS);
+    let stop = |bytes: &Vec<u8>| matches!(Message::decode(bytes), Ok(Message::Stop { .. }));
+    assert_eq!(f.lost.iter().filter(|bytes| stop(bytes)).count(), 1);
+    f.drain(&victim, false);
+    f.run(20 * S);
+    f.whole("web", 6);
+    assert_eq!((f.on("web"), f.starts.len()), before);
+    assert_eq!(f.lost.iter().filter(|bytes| stop(bytes)).count(), 1, "it was repeated");
 }
 
 #[test]
