@@ -11,7 +11,6 @@ const HELP: &str = "sim: whole flocks on virtual time
 
   --seeds N       seeds to run (default 100)
   --start S       the first (default 1)
-  --skip S        leave this seed out
   --nodes A..B    nodes of a flock (default 3..24)
   --seconds T     safety phase, virtual seconds (default 90)
   --minutes M     the same in minutes
@@ -28,7 +27,6 @@ struct Args {
     seeds: Option<u64>,
     nodes: Option<usize>,
     start: u64,
-    skip: Option<u64>,
     threads: usize,
     twice: bool,
     regressions: bool,
@@ -45,7 +43,6 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
         seeds: None,
         nodes: None,
         start: 1,
-        skip: None,
         threads,
         twice: false,
         regressions: false,
@@ -58,7 +55,6 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
         match arg {
             Long("seeds") => args.seeds = Some(parser.value()?.parse()?),
             Long("start") => args.start = parser.value()?.parse()?,
-            Long("skip") => args.skip = Some(parser.value()?.parse()?),
             Long("threads") => args.threads = parser.value()?.parse()?,
             Long("seconds") => args.options.safety_s = parser.value()?.parse()?,
             Long("minutes") => {
@@ -100,9 +96,6 @@ fn run(args: &Args) -> Vec<Report> {
                     let n = next.fetch_add(1, Ordering::Relaxed);
                     if n >= seeds {
                         break;
-                    }
-                    if args.skip == Some(args.start + n) && !args.regressions {
-                        continue;
                     }
                     let options = match sim::REGRESSIONS.get(n as usize) {
                         Some(known) if args.regressions => {
