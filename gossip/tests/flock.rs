@@ -32,6 +32,22 @@ fn three_nodes_join_and_agree() {
 }
 
 #[test]
+fn each_says_once_that_it_joined_whoever_found_whom() {
+    for seed in 0..60 {
+        let mut world = World::new(seed);
+        world.loss = 200;
+        world.spawn_with(4, |config| config.seeds = (0..4).map(world::addr).collect());
+        assert!(world.until(20 * S, World::agreed).is_some(), "seed {seed}");
+        world.run(5 * S);
+        for node in 0..4 {
+            let said = |e: &&(u64, Event)| matches!(e.1, Event::Joined { .. });
+            let times = world.nodes[node].events.iter().filter(said).count();
+            assert_eq!(times, 1, "seed {seed}, node {node}");
+        }
+    }
+}
+
+#[test]
 fn a_killed_node_is_dead_for_all_within_three_seconds() {
     for count in [3, 10, 50] {
         let mut world = joined(2, count);

@@ -65,7 +65,12 @@ impl Swim {
             Some(_) => {}
             None => return,
         }
-        if view == self.table.view() || ctx.now_us < self.sync_after_us {
+        if view == self.table.view() {
+            // Who was found before it found anybody may have nothing to exchange.
+            self.joined(ctx);
+            return;
+        }
+        if ctx.now_us < self.sync_after_us {
             return;
         }
         let stretched = self.sync_wait_us * 2;
