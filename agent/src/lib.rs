@@ -19,6 +19,7 @@ pub mod adopt;
 pub mod api;
 pub mod backtrace;
 pub mod config;
+pub mod disk;
 mod error;
 pub mod events;
 pub mod fall;

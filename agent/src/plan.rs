@@ -40,6 +40,9 @@ pub struct Kept {
     /// Manifest digests of its images; none where an older agent wrote this.
     #[serde(default)]
     pub images: Vec<String>,
+    /// Bytes that containers may write, where the spec says so.
+    #[serde(default)]
+    pub disk: BTreeMap<String, u64>,
 }
 
 impl Kept {
@@ -117,6 +120,13 @@ impl Plan {
                 .collect(),
             grace_ms: self.claim.spec.grace_ms(),
             images: self.images(),
+            disk: self
+                .claim
+                .spec
+                .containers
+                .iter()
+                .filter_map(|c| Some((c.name.clone(), c.disk_bytes?)))
+                .collect(),
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::adopt;
 use crate::api::server::{self, Call, Core, Shared};
 use crate::config::{NodeConfig, NodeFile};
+use crate::disk::{self, Layer};
 use crate::fetch::{Fetched, Fetcher};
 use crate::flock::{Credentials, FlockInfo};
 use crate::found::{self, Boot, Net};
@@ -165,6 +166,7 @@ fn start(
     let (job_sender, jobs) = unbounded();
     let (done_sender, done) = unbounded();
     let (order_sender, orders) = unbounded();
+    let (layer_sender, layers) = unbounded::<Vec<Layer>>();
     let (fetched_sender, fetched) = unbounded();
     let (call_sender, calls) = unbounded();
 
@@ -178,6 +180,10 @@ fn start(
         let upper = store.upper_dir("x").with_file_name("");
         let mut worker = Worker::new(store.clone(), mounts, cgroup.clone(), upper, &quelead);
         let fetcher = Fetcher::new(store.clone(), tls::client(&config.credentials, "node")?)?;
+        // A big layer takes seconds to walk; pods do not wait for that.
+        spawn("layers", waker.clone(), layers, done_sender.clone(), |layers| {
+            Some(Done::Measured(disk::look(&layers)))
+        })?;
         spawn("worker", waker.clone(), jobs, done_sender, move |job| worker.run(job))?;
         spawn("fetch", waker.clone(), orders, fetched_sender, move |order| {
             Some(fetcher.run(&order))
@@ -196,7 +202,7 @@ fn start(
         credentials,
         store: store.clone(),
         cgroup,
-        channels: Channels { jobs: job_sender, orders: order_sender },
+        channels: Channels { jobs: job_sender, orders: order_sender, layers: layer_sender },
         registry: poll.registry().try_clone().context("cannot share the epoll")?,
         adopted,
         remains,

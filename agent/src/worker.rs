@@ -16,6 +16,7 @@ use initd::userns::{self, IdMap};
 use netshim::Overlay;
 use netshim::podnet::{self, PodConfig};
 
+use crate::disk;
 use crate::node::Survey;
 use crate::plan::Plan;
 use crate::pods::Failure;
@@ -88,6 +89,8 @@ pub enum Done {
     Surveyed(Result<Survey, String>),
     /// [`Job::Collect`]: bytes given back.
     Collected(Result<u64, String>),
+    /// What the containers' layers hold; the answer to no job, as it comes from a thread of its own.
+    Measured(crate::disk::Seen),
 }
 
 /// The state of the worker thread.
@@ -167,7 +170,7 @@ impl Worker {
             }
             let image = self.image(Plan::digest_of(&container.image)).map_err(again)?;
             let dir = plan.container_dir(&container.name);
-            let upper = Upper::Disk { dir: self.upper.join(&plan.claim.id).join(&container.name) };
+            let upper = self.upper(&plan.claim.id, container).map_err(again)?;
             let root = self
                 .mounts
                 .assemble(&self.store, &image, &dir, upper, Some(userns.as_fd()))
@@ -199,6 +202,17 @@ impl Worker {
         let shim = self.zygote.spawn(&spec, fds);
         crate::fall::step("shim");
         shim.map_err(|e| again(format!("shim: {e}")))
+    }
+
+    /// Where a container's changes go. What is measured on a disk has its size in memory.
+    fn upper(&self, claim: &str, container: &sched::spec::Container) -> Result<Upper, String> {
+        let (disk_bytes, in_memory) = disk::file_system(&self.upper)
+            .map_err(|e| format!("cannot look at {}: {e}", self.upper.display()))?;
+        Ok(if in_memory {
+            Upper::Tmpfs { size_bytes: disk::allowed_bytes(container.disk_bytes, disk_bytes) }
+        } else {
+            Upper::Disk { dir: self.upper.join(claim).join(&container.name) }
+        })
     }
 
     fn survey(&self) -> imagefs::Result<Survey> {

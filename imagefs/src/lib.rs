@@ -40,7 +40,8 @@
 //! # Deliberately not here
 //!
 //! Registries and peers' transport (bytes come in through [`Ingest::write`] and go out through [`Store::open_blob`]), lazy
-//! loading, fs-verity enforcement by the kernel, quotas on disk uppers.
+//! loading, fs-verity enforcement by the kernel. An upper on disk has no bound here ([`Upper::Tmpfs`] has one): who gives the directory
+//! measures it (`agent::disk`).
 
 mod decompress;
 mod digest;

@@ -143,7 +143,7 @@ fn a_diagnostic_shows_line_caret_and_help() {
 #[test]
 fn fields_of_later_versions_are_refused_by_name() {
     for (text, part) in [
-        (with("disk = \"1Gi\""), "`disk` in [[container]] is not supported yet"),
+        (with("files = 1"), "`files` in [[container]] is not supported yet"),
         (
             with("[[volume]]\nname = \"d\"\nsize = \"1Mi\"\nkind = \"replicated\""),
             "`kind = \"replicated\"` is not supported yet",
@@ -222,6 +222,7 @@ live = { exec = ["/check", "-q"], start_grace = "10s" }
 start = { tcp = ":80" }
 cpu_max = "1500m"
 memory_high = "100Mi"
+disk = "1.5Gi"
 io = { read = "50Mi", write_ops = 500, weight = 50 }
 cpuset = "0-3,8"
 hugepages = { "2Mi" = "64Mi" }
@@ -258,6 +259,7 @@ fn a_pod_of_several_containers_reads_as_written() {
     let start = c.start.as_ref().unwrap();
     assert_eq!((start.every_ms, start.fail), (1000, 60));
     assert_eq!((c.cpu_max_milli, c.memory_high_bytes), (Some(1500), Some(100 << 20)));
+    assert_eq!((c.disk_bytes, s.containers[1].disk_bytes), (Some(3 << 29), None));
     let io = Io {
         read_bytes_per_s: Some(50 << 20),
         write_ops_per_s: Some(500),
@@ -367,6 +369,8 @@ fn mistakes_in_containers() {
         (with("cpu = 2\ncpu_max = 1"), "is less than its `cpu`"),
         (with("memory_high = \"1Gi\""), "more than its `memory`"),
         (with("memory_high = 5"), "wants a size in quotes"),
+        (with("disk = \"1Ki\""), "must be between 1Mi"),
+        (with("disk = 5"), "wants a size in quotes"),
         (with("io = { read = \"1\" }"), "must be between 4Ki"),
         (with("io = { weight = 0 }"), "between 1 and 10000"),
         (with("io = { raed = \"1Mi\" }"), "did you mean `read`?"),
@@ -400,6 +404,11 @@ fn mistakes_in_containers() {
         (with("caps = [\"SYS_ADMIN\"]"), "is given to no container"),
         (with("init = 1"), "wants true or false"),
         (with("exec = [\"/bin/x\"]"), "`image` cannot stand beside `exec`"),
+        (
+            "app = \"a\"\n[[container]]\nname = \"c\"\nexec = [\"/bin/x\"]\ndisk = \"1Gi\"\n"
+                .into(),
+            "`disk` cannot stand beside `exec`",
+        ),
         (with("log = { files = 0 }"), "between 1 and 100"),
         (before("limits = \"hard\"\n", ""), "`limits` in the spec cannot be `hard`"),
         (
@@ -449,6 +458,7 @@ fn every_field_of_a_pod_is_part_of_its_template() {
         ("pass = 2", "pass = 3"),
         ("1500m", "1600m"),
         ("memory_high = \"100Mi\"", "memory_high = \"99Mi\""),
+        ("disk = \"1.5Gi\"", "disk = \"1Gi\""),
         ("read = \"50Mi\"", "read = \"51Mi\""),
         ("0-3,8", "0-3,7"),
         ("\"64Mi\"", "\"66Mi\""),

@@ -227,6 +227,7 @@ impl Node {
         self.watch_uuids();
         self.watch_health(now_us);
         self.images_tick(now_us);
+        self.layers_tick(now_us);
         self.publish();
     }
 

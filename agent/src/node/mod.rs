@@ -12,6 +12,7 @@
 mod carry;
 mod images;
 mod keys;
+mod layers;
 mod machine;
 mod meet;
 mod network;
@@ -38,6 +39,7 @@ use sched::{NodeRecord, Sched};
 use tokio::sync::oneshot;
 
 use crate::config::NodeConfig;
+use crate::disk::Layer;
 use crate::events::Events;
 use crate::fetch::{Fetched, Order};
 use crate::flock::Credentials;
@@ -75,6 +77,8 @@ pub struct Channels {
     pub jobs: Sender<Job>,
     /// To the fetcher.
     pub orders: Sender<Order>,
+    /// To who measures what containers write.
+    pub layers: Sender<Vec<Layer>>,
 }
 
 /// One node.
@@ -109,6 +113,7 @@ pub struct Node {
     pub(crate) tags: BTreeMap<String, String>,
     held: BTreeSet<String>,
     collector: images::Collector,
+    looks: layers::Looks,
     pub(crate) events: Events,
     pub(crate) conditions: BTreeSet<String>,
     pub(crate) joined: bool,
@@ -223,6 +228,7 @@ impl Node {
             tags: BTreeMap::new(),
             held: BTreeSet::new(),
             collector: images::Collector::default(),
+            looks: layers::Looks::default(),
             events: Events::default(),
             joined: false,
             machine,
@@ -319,6 +325,7 @@ impl Node {
             Done::Torn { claim, left } => self.torn(&claim, &left),
             Done::Surveyed(survey) => self.surveyed(survey),
             Done::Collected(result) => self.collected(result),
+            Done::Measured(seen) => self.layers_seen(seen),
         }
     }
 

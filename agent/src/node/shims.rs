@@ -198,7 +198,7 @@ impl Node {
         }
     }
 
-    fn set_ready(&mut self, claim: &str, ready: bool) {
+    pub(super) fn set_ready(&mut self, claim: &str, ready: bool) {
         if let Some(local) = self.local.get_mut(claim) {
             local.ready = ready;
         }

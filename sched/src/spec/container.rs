@@ -57,6 +57,9 @@ pub struct Container {
     /// Bytes from which on the kernel slows it down and takes memory back.
     #[serde(default)]
     pub memory_high_bytes: Option<u64>,
+    /// Bytes that it may write beside its image; `None` is the node's default.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
     /// Disk bandwidth.
     #[serde(default)]
     pub io: Io,

@@ -89,6 +89,7 @@ fn later(c: &Container) -> Vec<(&'static str, Vec<u8>)> {
     add("ready2", ready.is_some_and(|r| r != (1, 0)), bytes(&ready));
     add("cpu_max", c.cpu_max_milli.is_some(), bytes(&c.cpu_max_milli));
     add("memory_high", c.memory_high_bytes.is_some(), bytes(&c.memory_high_bytes));
+    add("disk", c.disk_bytes.is_some(), bytes(&c.disk_bytes));
     add("io", c.io != Io::default(), bytes(&c.io));
     add("cpuset", c.cpuset.is_some(), bytes(&c.cpuset));
     add("hugepages", !c.hugepages.is_empty(), bytes(&c.hugepages));

@@ -43,6 +43,9 @@
 //! memory = "256Mi"                # 1Mi..64Ti, default 128Mi; beyond it the whole container is killed
 //! memory_high = "200Mi"           # from here on it is slowed down; at most `memory`; default none
 //! pids = 256                      # 1..4194304, default 1024
+//! disk = "1Gi"                    # 1Mi..64Ti: what it may write beside its image, not in volumes; beyond it the pod is ended and
+//!                                 # replaced, its layer gone; without a state disk it gets ENOSPC. Default 10Gi, or a
+//!                                 # quarter of the node's state disk where that is less
 //! io = { read = "50Mi", write = "20Mi", read_ops = 1000, write_ops = 500, weight = 100 }   # a second; weight 1..10000
 //! cpuset = "0-3,8"                # CPUs it may run on
 //! hugepages = { "2Mi" = "64Mi" }  # pages of 2Mi or 1Gi: bytes of them at most

@@ -200,3 +200,37 @@ fn a_host_tool_runs_where_it_is_granted_only() {
     });
     assert!(why.contains("host_tools = [\"/bin/dash\"]"), "what to do: {why}");
 }
+
+#[test]
+fn a_container_that_fills_its_layer_is_ended_and_the_disk_given_back() {
+    let flock = Flock::up("layer", 1);
+    flock.import_tools();
+    // Both write 24 MiB and wait; one of them may.
+    let script = "(ulimit -f 49152; cat /dev/zero > /big); exec sleep 1000";
+    start(&flock, "room", &app("room", &shell("c", script, "disk = \"64Mi\"")));
+    start(&flock, "fills", &app("fills", &shell("c", script, "disk = \"8Mi\"")));
+    let layers = std::path::Path::new("/var/lib/quelea-dev").join(&flock.name).join("n1/images/up");
+    let of = |app: &str| flock.pods("n1", app).into_iter().next();
+    let mut ended = None;
+    eventually("what it holds is told", || {
+        ended = of("fills").filter(|pod| pod["state"] == "failed");
+        ended.is_some()
+    });
+    let ended = ended.unwrap();
+    let words = ["container c was ended: its layer holds", "Mi of 8Mi allowed (`disk`)"];
+    for word in words {
+        assert!(ended["reason"].as_str().unwrap().contains(word), "{ended}");
+        assert!(flock.ok(&["why", "fills"]).contains(word), "{}", flock.ok(&["why", "fills"]));
+        assert!(flock.ok(&["events"]).contains(word));
+    }
+    let claim = |pod: &serde_json::Value| pod["claim"].as_str().unwrap().to_owned();
+    assert!(!layers.join(claim(&ended)).exists(), "its layer is gone when its end is told");
+    eventually("another is started, with an empty layer", || {
+        of("fills").is_some_and(|pod| claim(&pod) != claim(&ended))
+    });
+    let room = of("room").unwrap();
+    assert_eq!((&room["state"], &room["restarts"]), (&"running".into(), &0.into()), "{room}");
+    let big = std::fs::metadata(layers.join(claim(&room)).join("c/u/big")).unwrap();
+    assert_eq!(big.len(), 49152 * 512);
+    flock.ok(&["stop", "fills"]);
+}

@@ -38,6 +38,7 @@ const KNOWN: [&str; 37] = [
     "memory",
     "memory_high",
     "pids",
+    "disk",
     "io",
     "cpuset",
     "hugepages",
@@ -51,10 +52,9 @@ const KNOWN: [&str; 37] = [
     "seccomp",
     "log",
     "files",
-    "disk",
 ];
-/// Of [`KNOWN`], those at its end are of versions to come.
-const LATER: usize = 2;
+/// Of [`KNOWN`], that at its end is of a version to come.
+const LATER: usize = 1;
 
 pub(super) fn containers(
     cx: &mut Cx<'_>,
@@ -161,6 +161,7 @@ fn container(cx: &mut Cx<'_>, table: &Table<'_, '_>) -> Option<Container> {
         start: probe::probe(cx, table, "start"),
         cpu_max_milli: limits::cpu_max(cx, table, cpu_milli),
         memory_high_bytes: limits::memory_high(cx, table, memory_bytes),
+        disk_bytes: limits::disk(cx, table),
         io: limits::io(cx, table),
         cpuset: limits::cpuset(cx, table),
         hugepages: limits::hugepages(cx, table),
@@ -207,7 +208,7 @@ fn exec(cx: &mut Cx<'_>, table: &Table<'_, '_>) -> Option<Vec<String>> {
     if let Err(message) = path(program) {
         cx.error(span.clone(), format!("`exec` in [[container]]: {message}"));
     }
-    for other in ["image", "command", "args", "init"] {
+    for other in ["image", "command", "args", "init", "disk"] {
         if let Some(value) = table.get(other) {
             let message =
                 format!("`{other}` cannot stand beside `exec`, which runs the host's own program");

@@ -13,6 +13,8 @@ use super::size;
 const CPU_MILLI_MAX: u64 = 1_024_000;
 const MEMORY_MIN: u64 = 1 << 20;
 const MEMORY_MAX: u64 = 1 << 46;
+const DISK_MIN: u64 = 1 << 20;
+const DISK_MAX: u64 = 1 << 46;
 /// CPUs that a kernel can number.
 const CPUS_MAX: u64 = 8192;
 const RATE_MAX: u64 = 1 << 50;
@@ -65,6 +67,10 @@ pub(super) fn memory_high(cx: &mut Cx<'_>, table: &Table<'_, '_>, memory: u64) -
         return None;
     }
     Some(high)
+}
+
+pub(super) fn disk(cx: &mut Cx<'_>, table: &Table<'_, '_>) -> Option<u64> {
+    size(cx, table, "disk", DISK_MIN..=DISK_MAX)
 }
 
 pub(super) fn io(cx: &mut Cx<'_>, table: &Table<'_, '_>) -> Io {
