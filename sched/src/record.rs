@@ -148,6 +148,17 @@ impl ClaimRecord {
         }
     }
 
+    /// What there is to say of it in one line: why it is not ready, if it runs and is not, else what its node says.
+    #[must_use]
+    pub fn said(&self) -> String {
+        let waits = self.state == ClaimState::Running && !self.ready;
+        match (waits, self.reason.as_str()) {
+            (true, "") => "its probes have not passed".into(),
+            (true, before) => format!("its probes have not passed; before that: {before}"),
+            (false, reason) => reason.to_owned(),
+        }
+    }
+
     /// True while it holds resources on its node.
     #[must_use]
     pub fn holds(&self) -> bool {

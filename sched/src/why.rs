@@ -191,13 +191,7 @@ impl Sched {
                     } else {
                         r.state.as_str().into()
                     };
-                    let mut reason = r.reason.clone();
-                    if r.state == ClaimState::Running && !r.ready && !old {
-                        reason = match reason.as_str() {
-                            "" => "its `ready` probe has not passed".into(),
-                            end => format!("its `ready` probe has not passed; before that: {end}"),
-                        };
-                    }
+                    let reason = if old { r.reason.clone() } else { r.said() };
                     let node = r.node.clone();
                     list.push(SlotWhy { slot, state, node, reason, ..SlotWhy::default() });
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sched::{ClaimRecord, ClaimState};
+use sched::ClaimState;
 
 use super::Node;
 use crate::api::types::{
@@ -76,7 +76,7 @@ impl Node {
                 ready: record.ready && record.state == ClaimState::Running,
                 ip: record.ip.clone(),
                 restarts: record.restarts,
-                reason: reason(record),
+                reason: record.said(),
                 generation: record.generation,
                 started_ms: record.started_ms,
                 claim: claim.to_owned(),
@@ -210,16 +210,6 @@ impl Node {
             conditions: self.machine.alerts().chain(self.conditions.iter().cloned()).collect(),
             overlay: counts.chain(drops).filter(|(_, n)| *n > 0).collect(),
         }
-    }
-}
-
-/// What there is to say of a pod in one line.
-fn reason(record: &ClaimRecord) -> String {
-    let waits = record.state == ClaimState::Running && !record.ready;
-    match (waits, record.reason.as_str()) {
-        (true, "") => "its `ready` probe has not passed".into(),
-        (true, before) => format!("its `ready` probe has not passed; before that: {before}"),
-        (false, reason) => reason.to_owned(),
     }
 }
 

@@ -13,7 +13,7 @@ const SWEEP_MAX: usize = 256;
 /// While any remain they are looked at this often: the node that should do it may have died, microseconds.
 const SWEEP_US: u64 = 5_000_000;
 /// A node of which there are records but no membership for this long was forgotten, microseconds.
-const STRAY_US: u64 = 5_000_000;
+const STRAY_US: u64 = 30_000_000;
 
 impl Sched {
     pub(super) fn member(&mut self, now_us: u64, name: &str, state: MemberState) {
