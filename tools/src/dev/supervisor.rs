@@ -1,6 +1,6 @@
 //! The supervisor of a dev flock: makes it, waits until it is up, serves its control socket, removes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
@@ -219,13 +219,25 @@ fn clear(nodes: &[DevNode]) -> Result<()> {
     }
     remove_dir(&state_dir())?;
     let Some(cgroups) = initd::cgroup::Cgroups::probe() else { return Ok(()) };
-    for node in nodes {
-        let removed = cgroups.node(&node.cgroup).and_then(initd::cgroup::NodeCgroup::remove);
+    for name in cgroup_names(&cgroups.root, nodes) {
+        let removed = cgroups.node(&name).and_then(initd::cgroup::NodeCgroup::remove);
         if let Err(error) = removed {
-            eprintln!("note: the cgroup of {}: {error}", node.name);
+            eprintln!("note: the cgroup {name}: {error}");
         }
     }
     Ok(())
+}
+
+/// The cgroups of a flock's nodes, also of those that were adopted under other names.
+fn cgroup_names(root: &Path, nodes: &[DevNode]) -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = nodes.iter().map(|node| node.cgroup.clone()).collect();
+    // All of a flock begin alike, with its identity.
+    if let Some(flock) = nodes.first().and_then(|node| node.cgroup.strip_suffix(&node.name)) {
+        let there = fs::read_dir(root).into_iter().flatten().flatten();
+        let there = there.filter_map(|entry| entry.file_name().into_string().ok());
+        names.extend(there.filter(|name| name.starts_with(flock)));
+    }
+    names
 }
 
 struct Supervised {

@@ -198,6 +198,21 @@ fn a_machine_in_maintenance_is_adopted() {
     eventually("n2 is forgotten", || node(&flock, "n1", "n2").is_null());
     let said = flock.say(&["--node", "n1", "forget", "n7"]);
     assert!(said.code == 1 && said.err.contains("is alive"), "{said:?}");
+
+    // Its cgroup is named for what it is called now, and goes with the flock.
+    let text = std::fs::read_to_string(flock.run_dir().join("flock.json")).unwrap();
+    let known: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let n1 = known["nodes"][0]["cgroup"].as_str().unwrap().to_owned();
+    let Some(cgroups) = initd::cgroup::Cgroups::probe() else { return };
+    assert!(cgroups.root.join(n1.replace("n1", "n7")).exists());
+    flock.ok(&["dev", "stop"]);
+    let flock_s = n1.trim_end_matches("n1");
+    let left = std::fs::read_dir(&cgroups.root).unwrap().flatten();
+    let left: Vec<_> = left
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(flock_s))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
 }
 
 #[test]
