@@ -1,7 +1,7 @@
 //! Bytes between a caller and another node: the answer to a caller who reaches this node but not that one.
 //!
 //! The caller speaks TLS with the owner through it, with its own certificate: this node sees ciphertext, and its own authority is
-//! never used. It connects to the API of nodes of the flock, to strangers that answered [`strangers`] a moment ago, and to nothing else.
+//! never used. It connects to the API of nodes of the flock, to strangers that answered `strangers` a moment ago, and to nothing else.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
