@@ -11,7 +11,7 @@
 //! what came from a peer is never sent to a peer; the tables are replaced whole, never edited under a packet.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::addr::{OVERLAY4, PREFIX4_COUNT, Prefix4, Prefix6, node_index};
 use crate::counters::DropReason;
@@ -309,11 +309,6 @@ impl Path {
             _ => Err(Verdict::Drop(DropReason::NoEgress)),
         }
     }
-}
-
-/// Both addresses, for a pod's entry.
-pub fn pod_addr(ip4: Ipv4Addr, ip6: Ipv6Addr) -> PodAddr {
-    PodAddr { ip4, ip6 }
 }
 
 #[cfg(test)]

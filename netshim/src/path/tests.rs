@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::icmp::Reason;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use super::*;
 use crate::wire::{PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, fold, sum_words};
 
