@@ -3,6 +3,7 @@ use std::convert::Infallible;
 use rand::TryRng;
 
 use super::*;
+use crate::wire::{DATA_HEADER_LEN, TAG_LEN};
 
 /// A deterministic generator (splitmix64), good enough for tests.
 struct TestRng(u64);
