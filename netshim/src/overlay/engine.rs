@@ -16,10 +16,10 @@ use crate::wire::{
     self, DATA_HEADER_LEN, DATA_OVERHEAD, GSO_NONE, Inner, META_LEN, Meta, TAG_LEN, VnetHdr,
 };
 
-/// Bytes sent with one system call; UDP's limit less headers.
-pub(super) const BATCH_MAX_BYTES: usize = 65_000;
-/// Datagrams sent with one system call: UDP_MAX_SEGMENTS of the kernels we run on (64 before 6.9).
-pub(super) const BATCH_MAX_SEGMENTS: usize = 64;
+mod batch;
+
+use batch::Batch;
+pub(super) use batch::{BATCH_MAX_BYTES, BATCH_MAX_SEGMENTS};
 
 /// What fits any underlay that can carry IPv6 pods at all: the least MTU of IPv6. Pods learn it by ICMP when the underlay is narrower than their own.
 const NARROW_MTU: u16 = 1_280;
@@ -52,61 +52,6 @@ pub(super) trait Ports {
     ) -> bool;
     /// Whether the TUN takes large packets and open checksums.
     fn offload(&self, to: End) -> bool;
-}
-
-/// Datagrams of one size for one peer, in one buffer.
-struct Batch {
-    buffer: Vec<u8>,
-    len: usize,
-    to: Option<PeerId>,
-    segment: usize,
-    count: usize,
-    /// The last datagram was shorter: nothing may follow it.
-    closed: bool,
-}
-
-impl Batch {
-    fn new() -> Self {
-        Self {
-            buffer: vec![0; BATCH_MAX_BYTES],
-            len: 0,
-            to: None,
-            segment: 0,
-            count: 0,
-            closed: false,
-        }
-    }
-
-    fn fits(&self, peer: PeerId, len: usize) -> bool {
-        self.count == 0
-            || (self.to == Some(peer)
-                && !self.closed
-                && len <= self.segment
-                && self.count < BATCH_MAX_SEGMENTS
-                && self.len + len <= BATCH_MAX_BYTES)
-    }
-
-    /// Room for one datagram; `None` if it is larger than any batch.
-    fn room(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.buffer.get_mut(self.len..self.len + len)
-    }
-
-    fn commit(&mut self, peer: PeerId, len: usize) {
-        if self.count == 0 {
-            self.to = Some(peer);
-            self.segment = len;
-        }
-        self.closed = len < self.segment;
-        self.len += len;
-        self.count += 1;
-    }
-
-    fn clear(&mut self) {
-        self.len = 0;
-        self.count = 0;
-        self.to = None;
-        self.closed = false;
-    }
 }
 
 pub(super) struct Engine<R> {

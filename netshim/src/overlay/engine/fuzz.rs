@@ -17,18 +17,25 @@ const POD: End = End::Pod(PodId(2));
 /// Steps of one run.
 const OPS_MAX: usize = 64;
 
+/// Ends that keep what comes out.
 #[derive(Default)]
-struct Wires {
-    sent: Vec<(SocketAddr, Vec<u8>, usize)>,
-    written: Vec<(End, Vec<u8>)>,
-    offload: bool,
-    narrow: bool,
+pub(super) struct Wires {
+    pub(super) sent: Vec<(SocketAddr, Vec<u8>, usize)>,
+    pub(super) written: Vec<(End, VnetHdr, Vec<u8>)>,
+    pub(super) offload: bool,
+    /// The socket takes nothing.
+    pub(super) full: bool,
+    /// Largest datagram, if not 0.
+    pub(super) narrow: usize,
 }
 
 impl Ports for Wires {
     fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
         assert!(segment > 0 && bytes.len() <= BATCH_MAX_BYTES);
-        if self.narrow && segment.min(bytes.len()) > 1_300 {
+        if self.full {
+            return Sent::Full;
+        }
+        if self.narrow != 0 && segment.min(bytes.len()) > self.narrow {
             return Sent::TooBig;
         }
         self.sent.push((to, bytes.to_vec(), segment));
@@ -38,14 +45,14 @@ impl Ports for Wires {
     fn write(
         &mut self,
         to: End,
-        _header: &VnetHdr,
+        header: &VnetHdr,
         head: &[u8],
         payloads: &[Range<usize>],
         buffer: &[u8],
     ) -> bool {
         let mut packet = head.to_vec();
         payloads.iter().for_each(|r| packet.extend_from_slice(&buffer[r.clone()]));
-        self.written.push((to, packet));
+        self.written.push((to, *header, packet));
         true
     }
 
@@ -114,7 +121,8 @@ impl Pair {
         self.wires[1].written.clear();
         self.tun(VnetHdr::default(), &packet);
         self.settle();
-        let got = self.wires[1].written.iter().any(|(to, p)| *to == POD && p.ends_with(b"hello"));
+        let got =
+            self.wires[1].written.iter().any(|(to, _, p)| *to == POD && p.ends_with(b"hello"));
         assert!(got, "the session carries");
     }
 
@@ -149,7 +157,7 @@ impl Pair {
 
     /// What came out at node 2 is for its pod or itself, and from where node 1 may send.
     fn check(&mut self) {
-        for (to, packet) in std::mem::take(&mut self.wires[1].written) {
+        for (to, _, packet) in std::mem::take(&mut self.wires[1].written) {
             let inner = Inner::parse(&packet).expect("a whole packet");
             let from = match inner.source {
                 IpAddr::V4(ip) => Prefix4::node(1).is_some_and(|p| p.contains(ip)),
@@ -188,7 +196,7 @@ pub fn datagram(bytes: &[u8]) {
 pub fn packet(bytes: &[u8]) {
     let Some((flags, mut rest)) = bytes.split_first() else { return };
     let mut pair = Pair::new(flags & 1 == 0);
-    pair.wires[0].narrow = flags & 2 != 0;
+    pair.wires[0].narrow = if flags & 2 != 0 { 1_300 } else { 0 };
     for _ in 0..OPS_MAX {
         let Some(([what, len, repeat], tail)) = rest.split_first_chunk::<3>() else { break };
         let (piece, tail) = tail.split_at(usize::from(*len).min(tail.len()));
@@ -231,7 +239,7 @@ pub fn packet(bytes: &[u8]) {
         pair.settle();
         pair.check();
     }
-    pair.wires[0].narrow = false;
+    pair.wires[0].narrow = 0;
     pair.now_us += 10_000_000;
     pair.hello();
 }

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use proptest::prelude::*;
 use rand::TryRng;
 
+use super::fuzz::Wires;
 use super::*;
 use crate::addr::{Prefix4, Prefix6};
 use crate::ipam::PodAddr;
@@ -40,47 +41,6 @@ impl TryRng for TestRng {
     }
 }
 
-#[derive(Default)]
-struct FakePorts {
-    sent: Vec<(SocketAddr, Vec<u8>, usize)>,
-    written: Vec<(End, VnetHdr, Vec<u8>)>,
-    offload: bool,
-    full: bool,
-    /// Largest datagram, if not 0.
-    narrow: usize,
-}
-
-impl Ports for FakePorts {
-    fn send(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
-        if self.full {
-            return Sent::Full;
-        }
-        if self.narrow != 0 && segment.min(bytes.len()) > self.narrow {
-            return Sent::TooBig;
-        }
-        self.sent.push((to, bytes.to_vec(), segment));
-        Sent::Ok
-    }
-
-    fn write(
-        &mut self,
-        to: End,
-        header: &VnetHdr,
-        head: &[u8],
-        payloads: &[Range<usize>],
-        buffer: &[u8],
-    ) -> bool {
-        let mut packet = head.to_vec();
-        payloads.iter().for_each(|r| packet.extend_from_slice(&buffer[r.clone()]));
-        self.written.push((to, *header, packet));
-        true
-    }
-
-    fn offload(&self, _to: End) -> bool {
-        self.offload
-    }
-}
-
 const MTU: u16 = 1_400;
 const POD: End = End::Pod(PodId(2));
 
@@ -100,7 +60,7 @@ fn pod4(node: u16) -> Ipv4Addr {
 struct World {
     now_us: u64,
     engines: [Engine<TestRng>; 2],
-    ports: [FakePorts; 2],
+    ports: [Wires; 2],
     counters: [Arc<Counters>; 2],
 }
 
@@ -148,10 +108,8 @@ impl World {
             let path = Path { routes: Routes::new(own, &prefixes), pods, host: true, mtu: MTU };
             Engine::new(path, sessions, counters[at].clone(), rng, 0)
         };
-        let ports = [
-            FakePorts { offload, ..Default::default() },
-            FakePorts { offload, ..Default::default() },
-        ];
+        let ports =
+            [Wires { offload, ..Default::default() }, Wires { offload, ..Default::default() }];
         Self { now_us: 1_000, engines: [engine(0), engine(1)], ports, counters }
     }
 
