@@ -3,9 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::crypto::ring::{cipher_suite, kx_group, sign::any_eddsa_type};
+use rustls::crypto::{
+    CryptoProvider, GetRandomFailed, KeyProvider, SecureRandom, WebPkiSupportedAlgorithms,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::sign::SigningKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 
 use crate::error::Error;
 use crate::flock::{NODE_SUFFIX, OPERATOR_SUFFIX};
@@ -59,8 +64,47 @@ pub fn client(credentials: &Path, who: &str) -> Result<Arc<ClientConfig>, Error>
     Ok(Arc::new(config))
 }
 
-pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+/// What a flock speaks: Ed25519 certificates and X25519, which is all that its own authority issues. The library's whole list would
+/// be 190 kB larger, and would let others choose what nobody here uses.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519],
+        signature_verification_algorithms: SIGNATURES,
+        secure_random: &Ring,
+        key_provider: &Ring,
+    })
+}
+
+static SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+    all: &[webpki::ring::ED25519],
+    mapping: &[(SignatureScheme::ED25519, &[webpki::ring::ED25519])],
+};
+
+#[derive(Debug)]
+struct Ring;
+
+impl SecureRandom for Ring {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), GetRandomFailed> {
+        use ring::rand::SecureRandom as _;
+        ring::rand::SystemRandom::new().fill(bytes).map_err(|_| GetRandomFailed)
+    }
+}
+
+impl KeyProvider for Ring {
+    fn load_private_key(
+        &self,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        match &key {
+            PrivateKeyDer::Pkcs8(key) => any_eddsa_type(key),
+            _ => Err(rustls::Error::General("the key is not Ed25519 in PKCS#8".into())),
+        }
+    }
 }
 
 fn roots(dir: &Path) -> Result<Arc<RootCertStore>, Error> {
@@ -82,4 +126,23 @@ fn identity(dir: &Path, who: &str) -> Result<Identity, Error> {
     let key = PrivateKeyDer::from_pem_slice(&crate::flock::read(&path)?)
         .map_err(|e| Error::Credential { path, reason: e.to_string() })?;
     Ok((vec![cert], key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_of_a_flock_are_taken() {
+        let keys = provider().key_provider;
+        let ours = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let der = PrivateKeyDer::Pkcs8(ours.serialize_der().into());
+        assert!(keys.load_private_key(der).is_ok());
+        let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let der = PrivateKeyDer::Pkcs8(other.serialize_der().into());
+        assert!(keys.load_private_key(der).is_err());
+        let old = PrivateKeyDer::Sec1(vec![48, 3, 2, 1, 1].into());
+        let refused = keys.load_private_key(old).unwrap_err().to_string();
+        assert!(refused.contains("not Ed25519"), "{refused}");
+    }
 }
