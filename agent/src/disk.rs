@@ -21,6 +21,8 @@ pub const DEFAULT_BYTES: u64 = 10 << 30;
 const DEFAULT_PART: u64 = 4;
 /// Files and directories of one layer: a bound for the walk, and for inodes, which bytes do not count.
 pub const ENTRIES_MAX: u64 = 1 << 20;
+/// Looks that are asked for at once: the next is due only some time after the last is done.
+pub const LOOKS_MAX: usize = 1;
 /// Directories inside each other; each costs a descriptor while a layer is walked.
 pub const DEPTH_MAX: usize = 128;
 /// From one look to the next, in microseconds.

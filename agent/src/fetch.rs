@@ -18,6 +18,9 @@ use crate::api::server::blob_path;
 /// A peer that sends nothing for this long is given up.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// Orders that may wait.
+pub const ORDERS_MAX: usize = 128;
+
 /// One image to get.
 #[derive(Clone, Debug)]
 pub struct Order {

@@ -33,6 +33,7 @@ pub mod images;
 pub mod keys;
 pub mod life;
 pub mod node;
+pub mod peers;
 pub mod plan;
 pub mod pods;
 pub mod runtime;

@@ -16,6 +16,8 @@ use sched::Observed;
 
 /// A shim that has not stopped its pod this long after its grace is torn down by force, in microseconds.
 pub const STOP_LATE_US: u64 = 5_000_000;
+/// From a teardown that found no room to the next try, in microseconds.
+pub const TEAR_AGAIN_US: u64 = 250_000;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -105,6 +107,11 @@ pub enum Input {
         /// The claim.
         claim: String,
     },
+    /// There was no room for its teardown among what is to be done.
+    NoRoom {
+        /// The claim.
+        claim: String,
+    },
     /// A deadline came.
     Timer,
 }
@@ -138,7 +145,7 @@ pub enum Action {
         /// Until its processes are killed.
         grace_ms: u64,
     },
-    /// Remove everything of the pod, by force where needed; answer with [`Input::Torn`].
+    /// Remove everything of the pod, by force where needed; answer with [`Input::Torn`], or with [`Input::NoRoom`].
     Teardown {
         /// The claim.
         claim: String,
@@ -158,8 +165,11 @@ enum Phase {
     Preparing,
     Up,
     Stopping { late_us: u64 },
-    Tearing,
+    Tearing { again_us: Option<u64> },
 }
+
+/// Its teardown is under way.
+const TEARING: Phase = Phase::Tearing { again_us: None };
 
 #[derive(Debug)]
 struct Pod {
@@ -214,6 +224,7 @@ impl Pods {
             .values()
             .filter_map(|pod| match pod.phase {
                 Phase::Stopping { late_us } => Some(late_us),
+                Phase::Tearing { again_us } => again_us,
                 _ => None,
             })
             .min()
@@ -229,7 +240,7 @@ impl Pods {
             }
             Input::Remains { claim, failure } => {
                 if !self.pods.contains_key(&claim) {
-                    let pod = Pod { failure, ..Pod::new(Phase::Tearing, String::new()) };
+                    let pod = Pod { failure, ..Pod::new(TEARING, String::new()) };
                     self.pods.insert(claim.clone(), pod);
                     out.push(Action::Teardown { claim });
                 }
@@ -260,6 +271,13 @@ impl Pods {
             }
             Input::ShimGone { claim } => self.shim_gone(&claim, out),
             Input::Torn { claim } => self.torn(claim, out),
+            Input::NoRoom { claim } => {
+                if let Some(Pod { phase: Phase::Tearing { again_us }, .. }) =
+                    self.pods.get_mut(&claim)
+                {
+                    *again_us = Some(now_us.saturating_add(TEAR_AGAIN_US));
+                }
+            }
             Input::Timer => self.timer(now_us, out),
         }
     }
@@ -326,7 +344,7 @@ impl Pods {
                 Err(reason) => {
                     // Nothing was made yet, so nothing has to be torn down but the directory.
                     pod.failure = Some(Failure { reason: reason.clone(), retryable: true });
-                    pod.phase = Phase::Tearing;
+                    pod.phase = TEARING;
                     out.push(Action::Teardown { claim });
                 }
                 Ok(()) if pod.images.iter().all(|image| self.here.contains(image)) => {
@@ -360,7 +378,7 @@ impl Pods {
             }
             Err(failure) => {
                 pod.failure = Some(failure);
-                pod.phase = Phase::Tearing;
+                pod.phase = TEARING;
                 out.push(Action::Teardown { claim });
             }
         }
@@ -374,7 +392,7 @@ impl Pods {
         match pod.phase {
             Phase::Fetching => {
                 pod.stop = Some(grace_ms);
-                pod.phase = Phase::Tearing;
+                pod.phase = TEARING;
                 out.push(Action::Teardown { claim });
             }
             Phase::Preparing => pod.stop = Some(grace_ms),
@@ -382,7 +400,7 @@ impl Pods {
                 pod.stop = Some(grace_ms);
                 pod.halt(now_us, claim, grace_ms, out);
             }
-            Phase::Stopping { .. } | Phase::Tearing => pod.stop = Some(grace_ms),
+            Phase::Stopping { .. } | Phase::Tearing { .. } => pod.stop = Some(grace_ms),
         }
     }
 
@@ -397,14 +415,14 @@ impl Pods {
                 // No second life under one identity: who wants another gets a new claim.
                 pod.failure = Some(Failure { reason, retryable: !pod.ran });
             }
-            pod.phase = Phase::Tearing;
+            pod.phase = TEARING;
             out.push(Action::Teardown { claim: claim.to_owned() });
         }
     }
 
     fn torn(&mut self, claim: String, out: &mut Vec<Action>) {
         let Some(pod) = self.pods.get(&claim) else { return };
-        if !matches!(pod.phase, Phase::Tearing) {
+        if !matches!(pod.phase, Phase::Tearing { .. }) {
             return;
         }
         let observed = match &pod.failure {
@@ -420,8 +438,13 @@ impl Pods {
 
     fn timer(&mut self, now_us: u64, out: &mut Vec<Action>) {
         for (claim, pod) in &mut self.pods {
-            if matches!(pod.phase, Phase::Stopping { late_us } if late_us <= now_us) {
-                pod.phase = Phase::Tearing;
+            let due_us = match pod.phase {
+                Phase::Stopping { late_us } => Some(late_us),
+                Phase::Tearing { again_us } => again_us,
+                _ => None,
+            };
+            if due_us.is_some_and(|at| at <= now_us) {
+                pod.phase = TEARING;
                 out.push(Action::Teardown { claim: claim.clone() });
             }
         }

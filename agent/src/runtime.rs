@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded};
 use imagefs::{Mounts, Store};
 use initd::cgroup::{Cgroups, NodeCgroup};
 use initd::init::link::{self, AgentEnd, ToAgent, ToInit};
@@ -15,16 +15,17 @@ use mio::{Events, Interest, Poll, Token};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::adopt;
-use crate::api::server::{self, Call, Core, Shared};
+use crate::api::core::{CALLS_MAX, Call, Core};
+use crate::api::server::{self, Shared};
 use crate::config::{NodeConfig, NodeFile};
-use crate::disk::{self, Layer};
-use crate::fetch::{Fetched, Fetcher};
+use crate::disk;
+use crate::fetch::{Fetched, Fetcher, ORDERS_MAX};
 use crate::flock::{Credentials, FlockInfo};
 use crate::found::{self, Boot, Net};
 use crate::node::{Adopted, Channels, Exit, Machine, Node, Parts, cgroup_conditions, find_pods};
 use crate::stranger;
 use crate::tls;
-use crate::worker::{Done, Worker};
+use crate::worker::{Done, JOBS_MAX, Worker};
 
 const GOSSIP: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -36,6 +37,8 @@ const WAIT_LOOK: Duration = Duration::from_millis(100);
 const WAIT_SAY: Duration = Duration::from_secs(5);
 /// Ready sockets looked at in one turn.
 const READY_MAX: usize = 256;
+/// Answers of a thread that wait for the core thread, which never waits for it; then the thread waits.
+const ANSWERS_MAX: usize = 64;
 /// The stack of a thread that calls nothing deep; the kernel gives memory only for what is touched.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -163,12 +166,12 @@ fn start(
 
     let mut poll = Poll::new().context("cannot make an epoll")?;
     let waker = Arc::new(mio::Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
-    let (job_sender, jobs) = unbounded();
-    let (done_sender, done) = unbounded();
-    let (order_sender, orders) = unbounded();
-    let (layer_sender, layers) = unbounded::<Vec<Layer>>();
-    let (fetched_sender, fetched) = unbounded();
-    let (call_sender, calls) = unbounded();
+    let (job_sender, jobs) = bounded(JOBS_MAX);
+    let (done_sender, done) = bounded(ANSWERS_MAX);
+    let (order_sender, orders) = bounded(ORDERS_MAX);
+    let (layer_sender, layers) = bounded::<Vec<disk::Layer>>(disk::LOOKS_MAX);
+    let (fetched_sender, fetched) = bounded(ANSWERS_MAX);
+    let (call_sender, calls) = bounded(CALLS_MAX);
 
     let mut cgroup = None;
     if !idle {

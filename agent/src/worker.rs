@@ -18,6 +18,7 @@ use netshim::podnet::{self, PodConfig};
 
 use crate::disk;
 use crate::node::Survey;
+use crate::peers::Text;
 use crate::plan::Plan;
 use crate::pods::Failure;
 
@@ -25,6 +26,12 @@ use crate::pods::Failure;
 pub const POD_MTU: u16 = 1400;
 /// The file that tells a later agent whose pod a directory is.
 pub const KEPT_NAME: &str = "kept.json";
+
+/// The file in a pod's info directory that names the replicas of its app.
+pub const PEERS_NAME: &str = "peers.json";
+/// Jobs that may wait: those of twice all the addresses there are (a pod has one under way, and its predecessor's images are to be
+/// noted as used), of as many remains of an earlier agent, and the node's own three.
+pub const JOBS_MAX: usize = 1024;
 
 /// What to do.
 pub enum Job {
@@ -34,6 +41,8 @@ pub enum Job {
         plan: Box<Plan>,
         /// Where its packets go.
         overlay: Arc<Overlay>,
+        /// Who its peers are as it starts.
+        peers: Text,
     },
     /// Remove everything of a pod.
     Teardown {
@@ -58,12 +67,10 @@ pub enum Job {
         /// Their manifest digests.
         digests: Vec<String>,
     },
-    /// Replace a small file as a whole.
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Its new content.
-        bytes: Vec<u8>,
+    /// Replace what pods are told of their peers; answer with [`Done::Told`].
+    Tell {
+        /// Claims, the files and their new texts.
+        files: Vec<(String, PathBuf, Text)>,
     },
 }
 
@@ -91,6 +98,11 @@ pub enum Done {
     Collected(Result<u64, String>),
     /// What the containers' layers hold; the answer to no job, as it comes from a thread of its own.
     Measured(crate::disk::Seen),
+    /// [`Job::Tell`].
+    Told {
+        /// Claims whose files could not be written.
+        failed: Vec<String>,
+    },
 }
 
 /// The state of the worker thread.
@@ -117,10 +129,10 @@ impl Worker {
     /// Does one job; `None` where nobody waits for the answer.
     pub fn run(&mut self, job: Job) -> Option<Done> {
         match job {
-            Job::Prepare { plan, overlay } => {
+            Job::Prepare { plan, overlay, peers } => {
                 let claim = plan.claim.id.clone();
                 let mut conditions = Vec::new();
-                let result = self.prepare(&plan, &overlay, &mut conditions);
+                let result = self.prepare((&plan, &peers), &overlay, &mut conditions);
                 Some(Done::Prepared { claim, result, conditions })
             }
             Job::Teardown { claim, dir, network } => {
@@ -140,23 +152,18 @@ impl Worker {
                 }
                 None
             }
-            Job::Write { path, bytes } => {
-                if let Err(error) = replace(&path, &bytes) {
-                    tracing::warn!(path = %path.display(), %error, "cannot write");
-                }
-                None
-            }
+            Job::Tell { files } => Some(Done::Told { failed: tell(&files) }),
         }
     }
 
     fn prepare(
         &mut self,
-        plan: &Plan,
+        (plan, peers): (&Plan, &[u8]),
         overlay: &Overlay,
         conditions: &mut Vec<String>,
     ) -> Result<Shim, Failure> {
         let again = |reason: String| Failure { reason, retryable: true };
-        self.write_files(plan).map_err(again)?;
+        self.write_files(plan, peers).map_err(again)?;
         crate::fall::step("files");
         let map = IdMap::slot(plan.slot)
             .ok_or_else(|| again(format!("no user namespace has the slot {}", plan.slot)))?;
@@ -243,7 +250,7 @@ impl Worker {
         }
     }
 
-    fn write_files(&self, plan: &Plan) -> Result<(), String> {
+    fn write_files(&self, plan: &Plan, peers: &[u8]) -> Result<(), String> {
         let make = |dir: &Path| {
             fs::create_dir_all(dir).map_err(|e| format!("cannot create {}: {e}", dir.display()))
         };
@@ -260,6 +267,8 @@ impl Worker {
         write("hosts", plan.hosts().as_bytes())?;
         write("hostname", format!("{}\n", plan.hostname()).as_bytes())?;
         write("resolv.conf", b"# The flock has no name server yet.\n")?;
+        let path = plan.info_dir().join(PEERS_NAME);
+        replace(&path, peers).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         for container in &plan.claim.spec.containers {
             make(&plan.container_dir(&container.name))?;
             make(&self.upper.join(&plan.claim.id))?;
@@ -309,6 +318,21 @@ impl Worker {
     }
 }
 
+/// Replaces these files; the claims of those that could not be.
+fn tell(files: &[(String, PathBuf, Text)]) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (claim, path, text) in files {
+        if let Err(error) = replace(path, text) {
+            // Its pod may have been torn down meanwhile.
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), %error, "cannot write");
+            }
+            failed.push(claim.clone());
+        }
+    }
+    failed
+}
+
 /// Writes a file beside its target and renames it over: readers see the old or the new, never a part.
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -316,4 +340,25 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let new = path.with_file_name(name);
     fs::write(&new, bytes)?;
     fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_replaced_and_those_that_cannot_be_are_named() {
+        let dir = crate::testing::temp_dir("tell");
+        let path = dir.join(PEERS_NAME);
+        let text = |text: &str| Text::from(text.as_bytes());
+        let gone = dir.join("gone").join(PEERS_NAME);
+        let files = |t: &str| {
+            vec![("c1".into(), gone.clone(), text(t)), ("c2".into(), path.clone(), text(t))]
+        };
+        assert_eq!(tell(&files("a longer one")), ["c1"]);
+        assert_eq!(tell(&files("new")), ["c1"]);
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "nothing beside it");
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -5,6 +5,7 @@
 //! ([`relay`]).
 
 pub mod client;
+pub mod core;
 pub mod exec;
 mod images;
 mod keys;

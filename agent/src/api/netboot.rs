@@ -248,7 +248,7 @@ async fn open(
             desk.pending().clear();
         }
         let ended = format!("{who} boots no more machines through this node");
-        let _ = shared.core.call(move |node| node.event("machine", ended)).await;
+        let _ = shared.core.insist(move |node| node.event("machine", ended)).await;
         drop(turn);
     });
     Ok(upgraded(PROTOCOL))

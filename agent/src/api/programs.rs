@@ -80,7 +80,7 @@ pub(super) async fn exec_in(
         };
         // Nobody is there to see what it does: it goes with who asked for it.
         if carried.is_err() {
-            let _ = shared.core.call(move |node| node.exec_kill(&claim, id)).await;
+            let _ = shared.core.insist(move |node| node.exec_kill(&claim, id)).await;
         }
     });
     Ok(upgraded(exec::PROTOCOL))
@@ -89,7 +89,7 @@ pub(super) async fn exec_in(
 async fn carry_exec(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     pipes: Option<Streams>,
-    mut news: mpsc::UnboundedReceiver<ExecNews>,
+    mut news: mpsc::Receiver<ExecNews>,
 ) -> std::io::Result<()> {
     let (from, mut to) = tokio::io::split(stream);
     let streams = match pipes {
@@ -141,7 +141,7 @@ pub(super) async fn attach(
     let (ended, over) = oneshot::channel();
     tokio::spawn(async move {
         if over.await.is_ok() {
-            let _ = shared.core.call(move |node| node.close_stdin(&claim, &container)).await;
+            let _ = shared.core.insist(move |node| node.close_stdin(&claim, &container)).await;
         }
     });
     tokio::spawn(async move {
@@ -259,7 +259,7 @@ async fn carry(
     from: impl AsyncRead + Unpin + Send + 'static,
     mut to: impl AsyncWrite + Unpin,
     streams: Streams,
-    mut news: Option<mpsc::UnboundedReceiver<ExecNews>>,
+    mut news: Option<mpsc::Receiver<ExecNews>>,
     stdin_ended: Option<oneshot::Sender<()>>,
 ) -> std::io::Result<()> {
     let Streams { input, output, errors, terminal } = streams;
@@ -310,7 +310,7 @@ async fn read_or_wait(
     }
 }
 
-async fn said_or_wait(news: &mut Option<mpsc::UnboundedReceiver<ExecNews>>) -> Option<ExecNews> {
+async fn said_or_wait(news: &mut Option<mpsc::Receiver<ExecNews>>) -> Option<ExecNews> {
     match news {
         Some(news) => news.recv().await,
         None => std::future::pending().await,

@@ -14,7 +14,6 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use crossbeam_channel::Sender;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -25,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, oneshot};
 
+use super::core::Core;
 use super::types::Failure;
 use super::{images, pods, programs, relay};
 use crate::node::Node;
@@ -45,39 +45,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const DURABLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be accepted: out of descriptors, for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Something to be done on the core thread.
-pub type Call = Box<dyn FnOnce(&mut Node) + Send>;
-
-/// The way to the core thread.
-#[derive(Clone)]
-pub struct Core {
-    calls: Sender<Call>,
-    waker: Arc<mio::Waker>,
-}
-
-impl Core {
-    /// A way through this channel, waking that loop.
-    pub fn new(calls: Sender<Call>, waker: Arc<mio::Waker>) -> Self {
-        Self { calls, waker }
-    }
-
-    /// Runs a closure on the core thread and returns what it returns.
-    pub(super) async fn call<T: Send + 'static>(
-        &self,
-        run: impl FnOnce(&mut Node) -> T + Send + 'static,
-    ) -> Result<T, Refused> {
-        let (sender, receiver) = oneshot::channel();
-        let call: Call = Box::new(move |node| {
-            // Who asked may have gone away.
-            let _ = sender.send(run(node));
-        });
-        let gone = || Refused(503, "the agent is stopping".into());
-        self.calls.send(call).map_err(|_| gone())?;
-        self.waker.wake().map_err(|_| gone())?;
-        receiver.await.map_err(|_| gone())
-    }
-}
 
 /// What the server needs.
 #[derive(Clone)]

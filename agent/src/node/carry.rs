@@ -125,7 +125,7 @@ impl Node {
             self.alone_us = self.alone_us.map(|at| at.min(soon));
         }
         self.overlay_dirty = true;
-        self.peers_dirty = true;
+        self.peers.changed();
         self.sched_step(sched::Input::Member { name: &member.name, state });
         self.drop_evicted(member);
     }

@@ -59,9 +59,9 @@ impl Node {
         if now_us < due_us || self.collector.busy || self.machine.in_maintenance() || !self.joined {
             return;
         }
-        self.collector.due_us = Some(now_us + EVERY_US);
-        self.collector.busy = true;
-        self.give(Job::Survey);
+        self.collector.busy = self.give(Job::Survey).is_ok();
+        let next_us = if self.collector.busy { EVERY_US } else { REMOVED_US };
+        self.collector.due_us = Some(now_us + next_us);
     }
 
     /// An image's record is gone from the map: there may be something to give back.
@@ -145,7 +145,9 @@ impl Node {
         let digests = gone.keys().cloned().collect();
         self.collector.leaving = gone;
         self.collector.busy = true;
-        self.give(Job::Collect { digests, keep });
+        if let Err(reason) = self.give(Job::Collect { digests, keep }) {
+            self.collected(Err(reason));
+        }
     }
 
     /// Every image here, whether it has a name or has lost it.

@@ -34,7 +34,8 @@ impl Node {
             return;
         }
         self.looks.busy = true;
-        if self.channels.layers.send(layers).is_err() {
+        // One at a time: there is always room for it.
+        if self.channels.layers.try_send(layers).is_err() {
             self.condition("nobody measures what containers write: restart the agent".into());
         }
     }

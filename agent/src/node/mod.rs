@@ -16,6 +16,7 @@ mod layers;
 mod machine;
 mod meet;
 mod network;
+mod peers;
 mod pods;
 mod records;
 mod sessions;
@@ -44,6 +45,7 @@ use crate::events::Events;
 use crate::fetch::{Fetched, Order};
 use crate::flock::Credentials;
 use crate::host::{self, Clock};
+use crate::peers::PeerFiles;
 use crate::plan::Kept;
 use crate::pods::Pods;
 use crate::trust::Submission;
@@ -121,8 +123,7 @@ pub struct Node {
     alone_us: Option<u64>,
     pub(crate) machine: machine::Machine,
     todo: VecDeque<Todo>,
-    peers_dirty: bool,
-    peers_of: BTreeMap<String, Vec<u8>>,
+    peers: PeerFiles,
     overlay_dirty: bool,
     published: Option<NodeRecord>,
     /// Who waits until a key's newest version is on disk.
@@ -233,8 +234,7 @@ impl Node {
             joined: false,
             machine,
             todo: VecDeque::new(),
-            peers_dirty: false,
-            peers_of: BTreeMap::new(),
+            peers: PeerFiles::default(),
             overlay_dirty: false,
             published: None,
             durable: BTreeMap::new(),
@@ -326,6 +326,7 @@ impl Node {
             Done::Surveyed(survey) => self.surveyed(survey),
             Done::Collected(result) => self.collected(result),
             Done::Measured(seen) => self.layers_seen(seen),
+            Done::Told { failed } => self.peers.written(&failed),
         }
     }
 
@@ -385,6 +386,7 @@ impl Node {
             self.pods.next_deadline(),
             self.ipam.next_deadline(),
             self.alone_us,
+            self.peers.next_deadline(),
             Some(self.machine.next_deadline()),
             (!self.todo.is_empty()).then_some(0),
         ]
@@ -407,7 +409,7 @@ impl Node {
         if std::mem::take(&mut self.overlay_dirty) {
             self.update_overlay_peers();
         }
-        if std::mem::take(&mut self.peers_dirty) {
+        if self.peers.next_deadline().is_some_and(|at| at <= self.clock.now_us()) {
             self.write_peers();
         }
     }

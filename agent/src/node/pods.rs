@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use crossbeam_channel::TrySendError;
 use initd::shim::{ConnectId, Event as ShimEvent, ExecId, PodStatus, Shim};
 use initd::userns::IdMap;
 use mio::unix::SourceFd;
@@ -15,11 +16,10 @@ use sched::{ClaimState, Observed};
 use super::Node;
 use super::sessions::{Attached, ExecNews, Waiting};
 use super::shims::{Seen, status_seen};
-use crate::api::types;
-use crate::fetch::Order;
+use crate::fetch::{ORDERS_MAX, Order};
 use crate::plan::{Kept, Place, Plan};
 use crate::pods::{Action, Failure, Input};
-use crate::worker::{Job, KEPT_NAME};
+use crate::worker::{JOBS_MAX, Job, KEPT_NAME};
 
 /// Tokens from here on are shims'.
 pub(super) const FIRST_SHIM_TOKEN: usize = 16;
@@ -30,7 +30,7 @@ const ADOPT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Local {
     pub(super) kept: Kept,
     /// Until its job is given out.
-    plan: Option<Box<Plan>>,
+    pub(super) plan: Option<Box<Plan>>,
     pub(super) shim: Option<Connection>,
     pub(super) ready: bool,
     /// Its containers, by name, as the shim told them.
@@ -47,7 +47,7 @@ impl Local {
 pub(super) struct Connection {
     pub(super) shim: Shim,
     pub(super) token: usize,
-    pub(super) execs: BTreeMap<ExecId, tokio::sync::mpsc::UnboundedSender<ExecNews>>,
+    pub(super) execs: BTreeMap<ExecId, tokio::sync::mpsc::Sender<ExecNews>>,
     /// Who waits for a container's streams, by the container; answered in their order.
     pub(super) attaching: Vec<(String, Waiting<Attached>)>,
     /// Who waits for a connection.
@@ -248,7 +248,12 @@ impl Node {
             Action::Prepare { claim } => {
                 let plan = self.local.get_mut(&claim).and_then(|local| local.plan.take());
                 if let Some(plan) = plan {
-                    self.give(Job::Prepare { plan, overlay: self.overlay.clone() });
+                    let peers = self.first_peers(&plan.claim);
+                    let overlay = self.overlay.clone();
+                    if let Err(reason) = self.give(Job::Prepare { plan, overlay, peers }) {
+                        let result = Err(Failure { reason, retryable: true });
+                        self.pods_step(Input::Prepared { claim, result });
+                    }
                 }
             }
             Action::StopShim { claim, grace_ms } => {
@@ -273,7 +278,9 @@ impl Node {
                 let network =
                     self.local.get(&claim).map(|l| (self.overlay.clone(), l.kept.addr.ip4));
                 let dir = self.pod_dir(&claim);
-                self.give(Job::Teardown { claim, dir, network });
+                if self.give(Job::Teardown { claim: claim.clone(), dir, network }).is_err() {
+                    self.pods_step(Input::NoRoom { claim });
+                }
             }
             Action::Observe { claim, observed } => {
                 self.sched_step(sched::Input::Pod { claim: &claim, observed });
@@ -281,9 +288,21 @@ impl Node {
         }
     }
 
-    pub(super) fn give(&mut self, job: Job) {
-        if self.channels.jobs.send(job).is_err() {
-            self.condition("the worker thread is gone: restart the agent".into());
+    /// Gives the worker something to do; never waits for it.
+    ///
+    /// # Errors
+    /// Words for people: [`JOBS_MAX`] wait, or there is no worker any more, which is a condition of the node too.
+    pub(super) fn give(&mut self, job: Job) -> Result<(), String> {
+        match self.channels.jobs.try_send(job) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => {
+                Err(format!("{JOBS_MAX} jobs wait for the worker thread, no more"))
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                let reason = "the worker thread is gone: restart the agent";
+                self.condition(reason.into());
+                Err(reason.into())
+            }
         }
     }
 
@@ -299,9 +318,18 @@ impl Node {
             return;
         };
         let holders = self.holders(&digest);
-        if self.channels.orders.send(Order { record, holders }).is_err() {
-            self.condition("the fetch thread is gone: restart the agent".into());
-        }
+        let reason = match self.channels.orders.try_send(Order { record, holders }) {
+            Ok(()) => return,
+            Err(TrySendError::Full(_)) => {
+                format!("image {digest}: {ORDERS_MAX} others wait to be fetched, no more")
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                let reason = "the fetch thread is gone: restart the agent";
+                self.condition(reason.into());
+                reason.into()
+            }
+        };
+        self.pods_step(Input::Fetched { digest, result: Err(reason) });
     }
 
     /// Live nodes that say they hold an image, the nearest first.
@@ -354,47 +382,11 @@ impl Node {
             if let Some(addresses) = &mut self.addresses {
                 addresses.release(now_us, local.kept.addr);
             }
-            self.give(Job::Used { digests: local.kept.images });
+            // Refused, they only seem to be unused for longer.
+            let _ = self.give(Job::Used { digests: local.kept.images });
         }
-        self.peers_of.remove(claim);
+        self.peers.forget(claim);
         self.pods_step(Input::Torn { claim: claim.to_owned() });
-    }
-
-    /// Writes to each pod here who its peers are, where that has changed.
-    pub(super) fn write_peers(&mut self) {
-        let mut by_app: BTreeMap<(String, String), Vec<types::Peer>> = BTreeMap::new();
-        for (_, record) in self.sched.claims() {
-            if record.ip.is_empty() || !self.is_live(&record.node) {
-                continue;
-            }
-            by_app.entry((record.namespace.clone(), record.app.clone())).or_default().push(
-                types::Peer {
-                    pod: record.pod_name(),
-                    node: record.node.clone(),
-                    ip: record.ip.clone(),
-                    ready: record.ready,
-                },
-            );
-        }
-        let mut jobs = Vec::new();
-        for (claim, local) in &self.local {
-            if local.plan.is_some() {
-                // Its directory is not made yet; it is written when its own claim changes next.
-                continue;
-            }
-            let key = (local.kept.record.namespace.clone(), local.kept.record.app.clone());
-            let peers = by_app.get(&key).map(Vec::as_slice).unwrap_or_default();
-            // Strings and booleans only: serialising them cannot fail.
-            let bytes = serde_json::to_vec(peers).unwrap_or_default();
-            if self.peers_of.get(claim) != Some(&bytes) {
-                self.peers_of.insert(claim.clone(), bytes.clone());
-                let path = self.pod_dir(claim).join("info").join("peers.json");
-                jobs.push(Job::Write { path, bytes });
-            }
-        }
-        for job in jobs {
-            self.give(job);
-        }
     }
 
     /// Whether a node takes part, in this node's view.

@@ -27,7 +27,9 @@ impl Node {
                 self.sched_step(sched::Input::Record { key, body, writer });
             }
             "a" | "r" => {
-                self.peers_dirty |= kind == "a";
+                if kind == "a" {
+                    self.peers.changed();
+                }
                 self.sched_step(sched::Input::Record { key, body, writer });
             }
             "s" => self.spec_record(rest, body, writer),

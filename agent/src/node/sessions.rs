@@ -8,6 +8,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::Node;
 use crate::api::types::{Container as ContainerView, PodDetail};
 
+/// What a shim has to say of one program: its terminal, and its end.
+const NEWS_MAX: usize = 2;
+/// Programs, watchers and connections of one pod that its agent waits for, of each kind; more are refused.
+const SESSIONS_MAX: usize = 256;
+
 /// What is asked of a running container.
 pub struct ExecRequest {
     /// `APP.SLOT`.
@@ -31,7 +36,7 @@ pub struct Running {
     /// Its name on the shim's connection.
     pub exec: ExecId,
     /// What becomes of it.
-    pub news: mpsc::UnboundedReceiver<ExecNews>,
+    pub news: mpsc::Receiver<ExecNews>,
 }
 
 /// What becomes of an exec.
@@ -68,14 +73,22 @@ pub(super) type Waiting<T> = oneshot::Sender<Result<T, String>>;
 /// The receiving end of it.
 pub(crate) type Answer<T> = oneshot::Receiver<Result<T, String>>;
 
+/// Whether one more may wait for a shim.
+fn room(waiting: usize, pod: &str) -> Result<(), String> {
+    if waiting < SESSIONS_MAX {
+        return Ok(());
+    }
+    Err(format!("{pod}: {SESSIONS_MAX} wait for its shim already; try again when some have ended"))
+}
+
 impl Node {
     pub(super) fn exec_said(&mut self, claim: &str, exec: ExecId, news: ExecNews) {
         let Some(local) = self.local.get_mut(claim) else { return };
         let Some(connection) = &mut local.shim else { return };
         let last = !matches!(news, ExecNews::Terminal(_));
         if let Some(waiting) = connection.execs.get(&exec) {
-            // Who asked may have gone away.
-            let _ = waiting.send(news);
+            // Who asked may have gone away; a shim that says more than there is to say is not heard.
+            let _ = waiting.try_send(news);
         }
         if last {
             connection.execs.remove(&exec);
@@ -92,6 +105,7 @@ impl Node {
         let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
         let connection = connection
             .ok_or_else(|| format!("{} is not running yet; see `quelea ps`", request.pod))?;
+        room(connection.execs.len(), &request.pod)?;
         let spec = ExecSpec {
             container,
             argv: request.argv,
@@ -106,7 +120,7 @@ impl Node {
             None => connection.shim.exec_terminal(&spec),
         };
         let exec = started.map_err(|e| format!("{}: its shim refused: {e}", request.pod))?;
-        let (sender, news) = mpsc::unbounded_channel();
+        let (sender, news) = mpsc::channel(NEWS_MAX);
         connection.execs.insert(exec, sender);
         Ok(Running { claim, exec, news })
     }
@@ -134,6 +148,7 @@ impl Node {
         let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
         let connection =
             connection.ok_or_else(|| format!("{pod} is not running yet; see `quelea ps`"))?;
+        room(connection.attaching.len(), pod)?;
         connection
             .shim
             .attach_to(&container)
@@ -181,6 +196,7 @@ impl Node {
         let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
         let connection =
             connection.ok_or_else(|| format!("{pod} is not running yet; see `quelea ps`"))?;
+        room(connection.connecting.len(), pod)?;
         let id =
             connection.shim.connect(port).map_err(|e| format!("{pod}: its shim refused: {e}"))?;
         let (sender, answer) = oneshot::channel();

@@ -50,7 +50,10 @@ impl Node {
         let body = signed.to_bytes().map_err(|error| (400, error.to_string()))?;
         let key = sched::record::spec_key(namespace, app);
         let (sender, receiver) = oneshot::channel();
-        self.durable.entry(key.clone()).or_default().push(sender);
+        let waiting = self.durable.entry(key.clone()).or_default();
+        // Who waited on a disk that answers nothing has gone.
+        waiting.retain(|waiting| !waiting.is_closed());
+        waiting.push(sender);
         if let Err(refusal) = self.put(&key, body) {
             self.durable.remove(&key);
             return Err(refusal);

@@ -122,6 +122,26 @@ fn remains_are_torn_down_once_and_say_why() {
 }
 
 #[test]
+fn a_teardown_that_finds_no_room_is_tried_until_it_does() {
+    let mut pods = Pods::new();
+    step(&mut pods, start(&[]));
+    step(&mut pods, prepared());
+    step(&mut pods, Input::ShimGone { claim: CLAIM.into() });
+    for _ in 0..3 {
+        assert_eq!(pods.next_deadline(), None, "one is under way");
+        assert_eq!(step(&mut pods, Input::NoRoom { claim: CLAIM.into() }), []);
+        let again = pods.next_deadline().unwrap();
+        assert_eq!(again, 1 + TEAR_AGAIN_US);
+        assert_eq!(step(&mut pods, Input::Timer), [], "not yet");
+        let mut out = Vec::new();
+        pods.step(again, Input::Timer, &mut out);
+        assert_eq!(out, [Action::Teardown { claim: CLAIM.into() }]);
+    }
+    let actions = step(&mut pods, Input::Torn { claim: CLAIM.into() });
+    assert!(matches!(observed(&actions)[..], [Observed::Failed { .. }]));
+}
+
+#[test]
 fn a_stop_of_what_is_not_there_is_answered() {
     let actions = step(&mut Pods::new(), stop());
     assert_eq!(observed(&actions), [&Observed::Gone]);
@@ -141,6 +161,7 @@ fn inputs() -> impl Strategy<Value = Input> {
         Just(Input::Broken { claim: claim(), failure }),
         Just(Input::ShimGone { claim: claim() }),
         Just(Input::Torn { claim: claim() }),
+        Just(Input::NoRoom { claim: claim() }),
         Just(Input::Timer),
     ]
 }
@@ -151,17 +172,20 @@ proptest! {
     #[test]
     fn every_claim_ends_once(script in prop::collection::vec(inputs(), 0..40)) {
         let mut pods = Pods::new();
-        let (mut preparing, mut tearing) = (false, false);
+        let (mut preparing, mut tearing, mut now_us) = (false, false, 1);
         for input in script {
             // The shell answers only what it was asked.
             match &input {
                 Input::Prepared { .. } if !preparing => continue,
-                Input::Torn { .. } if !tearing => continue,
+                Input::Torn { .. } | Input::NoRoom { .. } if !tearing => continue,
                 Input::Prepared { .. } => preparing = false,
-                Input::Torn { .. } => tearing = false,
+                Input::Torn { .. } | Input::NoRoom { .. } => tearing = false,
                 _ => {}
             }
-            for action in step(&mut pods, input) {
+            now_us += TEAR_AGAIN_US;
+            let mut actions = Vec::new();
+            pods.step(now_us, input, &mut actions);
+            for action in actions {
                 match action {
                     Action::Prepare { .. } => {
                         prop_assert!(!preparing && !tearing);
