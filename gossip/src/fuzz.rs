@@ -114,7 +114,7 @@ pub fn message(bytes: &[u8]) {
     let mut reader = Reader::new(bytes);
     while let Some(message) = Message::next(&mut reader) {
         match message {
-            Message::Updates(mut updates) => {
+            Message::Updates(mut updates) | Message::Hints(mut updates) => {
                 while let Some(update) = Update::read(&mut updates) {
                     same_update(&update);
                 }

@@ -38,6 +38,7 @@ pub(crate) mod tag {
     pub(crate) const MAP_RECORD: u8 = 19;
     pub(crate) const MAP_PIECE: u8 = 20;
     pub(crate) const MAP_ADVERT: u8 = 21;
+    pub(crate) const HINTS: u8 = 22;
 }
 
 /// A parsed message; lists are parsed as they are walked.
@@ -53,6 +54,8 @@ pub(crate) enum Message<'a> {
     PingReq { seq: u32, target: Nid },
     /// News about members.
     Updates(Reader<'a>),
+    /// Members that the sender only remembers: listed in full, their standing the last that was known.
+    Hints(Reader<'a>),
     /// Open frame: who is at this address?
     Hello(Update<'a>),
     /// I am, and have been for so many seconds.
@@ -108,6 +111,7 @@ impl<'a> Message<'a> {
             tag::NACK => Message::Nack { seq: r.u32()? },
             tag::PING_REQ => Message::PingReq { seq: r.u32()?, target: Nid(r.u64()?) },
             tag::UPDATES => Message::Updates(*r),
+            tag::HINTS => Message::Hints(*r),
             tag::HELLO => Message::Hello(Update::read(r)?),
             tag::HELLO_ACK => Message::HelloAck(Update::read(r)?, r.varint()?),
             tag::WHO_ARE_YOU => Message::WhoAreYou,

@@ -24,6 +24,7 @@ mod myself;
 mod namesake;
 mod probe;
 mod queue;
+mod roster;
 mod rumour;
 mod suspicion;
 mod sync;
@@ -38,7 +39,7 @@ use rand::Rng;
 use crate::api::{Event, Output, Persist};
 use crate::config::{MEMBERS_MAX, Timing};
 use crate::frame::Window;
-use crate::member::{Member, MemberInfo, Nid, State};
+use crate::member::{Member, Nid, State};
 use crate::message::{Standing, Update};
 use crate::outbox::Outbox;
 use crate::swim::health::Health;
@@ -51,8 +52,6 @@ use crate::timers::Timers;
 const FORGOTTEN_MAX: usize = 1024;
 /// Senders whose names we do not know yet; more are not listened to until some are introduced.
 const STRANGERS_MAX: usize = 1024;
-/// How long nobody else can confirm what our disk remembers before we call it dead.
-const REMEMBERED_US: u64 = 60_000_000;
 
 /// What a step works with.
 pub(crate) struct Ctx<'a> {
@@ -120,6 +119,8 @@ pub(crate) struct Swim {
     last_death: Option<(u64, u64)>,
     started: bool,
     started_us: u64,
+    /// When the remembered are looked at next.
+    remembered_at: Option<u64>,
     pub(crate) root: u64,
 }
 
@@ -152,26 +153,9 @@ impl Swim {
             last_death: None,
             started: false,
             started_us: 0,
+            remembered_at: None,
             root: 0,
         }
-    }
-
-    /// A member from our own disk: listed as dead and tried, but not passed on until somebody confirms it.
-    pub(crate) fn remember(&mut self, info: &MemberInfo, now_us: u64) {
-        let nid = Nid::of(&info.name);
-        if self.table.get(nid).is_some() || self.table.len() >= MEMBERS_MAX {
-            return;
-        }
-        let state = if info.state == State::Left { State::Left } else { State::Dead };
-        let member = Member {
-            name: info.name.as_str().into(),
-            addr: info.addr,
-            generation: info.generation,
-            incarnation: info.incarnation,
-            state,
-            rtt_us: 0,
-        };
-        self.table.insert(nid, member, true, now_us);
     }
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
@@ -200,7 +184,7 @@ impl Swim {
         self.timers.set(ctx.now_us + phase, Timer::Probe);
         self.timers.set(ctx.now_us, Timer::Contact);
         if self.table.len() > 1 {
-            self.timers.set(ctx.now_us + REMEMBERED_US, Timer::Remembered);
+            self.watch_remembered(ctx.now_us);
         }
     }
 
@@ -369,11 +353,16 @@ impl Swim {
         }
     }
 
-    /// The table is full: whoever is gone longest gives way. `false` when all are alive.
+    /// The table is full: who is only remembered gives way, then whoever is gone longest. `false` when all are alive.
     fn make_room(&mut self, ctx: &mut Ctx<'_>) -> bool {
         let gone = self.table.others().filter(|(_, e)| !e.member.state.is_live());
-        let oldest = gone.min_by_key(|(nid, e)| (e.changed_us, *nid)).map(|(nid, _)| nid);
-        oldest.is_some_and(|nid| self.forget(nid, ctx))
+        let oldest = gone.min_by_key(|(nid, e)| (!e.remembered, e.changed_us, *nid));
+        match oldest.map(|(nid, e)| (nid, e.remembered)) {
+            // What nobody has confirmed is no reason to tell others to forget.
+            Some((nid, true)) => self.unremember(nid),
+            Some((nid, false)) => self.forget(nid, ctx),
+            None => false,
+        }
     }
 
     /// Counters seen while the sender was a stranger stay seen.

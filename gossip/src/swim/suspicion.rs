@@ -1,6 +1,5 @@
 //! From the first failed probe to death, or to a refutation.
 
-use crate::api::Event;
 use crate::member::{Nid, State};
 use crate::message::{ACCUSERS_MAX, Accusers, Standing, Update};
 use crate::swim::table::{Suspicion, below};
@@ -134,16 +133,5 @@ impl Swim {
             s.deadline_us = again_us;
         }
         self.timers.set(again_us, Timer::Suspicion(nid));
-    }
-
-    /// What our disk remembered and nobody confirmed is dead for us as for everybody.
-    pub(super) fn confirm_remembered(&mut self, ctx: &mut Ctx<'_>) {
-        let nids: Vec<Nid> =
-            self.table.iter().filter(|(_, e)| e.remembered).map(|(nid, _)| nid).collect();
-        for nid in nids {
-            self.table.update(nid, |entry| entry.remembered = false);
-            let Some(entry) = self.table.get(nid) else { continue };
-            ctx.event(Event::Member(entry.member.clone()));
-        }
     }
 }

@@ -34,6 +34,7 @@ impl Swim {
                 }
                 self.speaker = None;
             }
+            Message::Hints(reader) => self.on_hints(reader, ctx),
             Message::HelloAck(update, _) if update.nid == nid => {
                 self.on_hello_ack(dest, &update, ctx)
             }
@@ -59,11 +60,13 @@ impl Swim {
 
     /// A ping shows who pings and what it knows.
     fn look_at(&mut self, nid: Nid, dest: Dest, view: u32, ctx: &mut Ctx<'_>) {
-        match self.table.get(nid).map(|e| e.member.state) {
+        let Some(entry) = self.table.get(nid) else { return };
+        match entry.member.state {
+            // It lives; that we remember its past is no reason to say that it is dead.
+            _ if entry.remembered => ctx.net.push(dest, tag::WHO_ARE_YOU, |_| {}),
             // It cannot know: it would have refuted.
-            Some(State::Dead | State::Left) => self.push_update(dest, nid, false, ctx),
-            Some(_) => {}
-            None => return,
+            State::Dead | State::Left => self.push_update(dest, nid, false, ctx),
+            State::Alive | State::Suspect => {}
         }
         if view == self.table.view() {
             // Who was found before it found anybody may have nothing to exchange.
@@ -91,35 +94,56 @@ impl Swim {
         });
     }
 
-    /// All entries of some buckets, in full.
+    /// All entries of some buckets, in full; as hints, who is only remembered.
     fn push_entries(&self, dest: Dest, buckets: u64, ctx: &mut Ctx<'_>) {
-        let mut packed: Vec<u8> = Vec::with_capacity(ROOM_BYTES);
-        let mut one = Vec::with_capacity(128);
+        let mut known = Pages::new(tag::UPDATES, dest);
+        let mut hints = Pages::new(tag::HINTS, dest);
         for bucket in (0..MEMBER_BUCKETS).filter(|b| buckets & (1 << b) != 0) {
-            for (nid, _) in self.table.in_bucket(bucket) {
-                one.clear();
-                self.write_update(nid, true, &mut one);
-                if packed.len() + one.len() + 3 > ROOM_BYTES {
-                    ctx.net.push(dest, tag::UPDATES, |out| out.append(&mut packed));
-                }
-                packed.extend_from_slice(&one);
+            for (nid, entry) in self.table.in_bucket(bucket) {
+                let pages = if entry.remembered { &mut hints } else { &mut known };
+                pages.add(ctx, |out| self.write_update(nid, true, out));
             }
         }
         // What one side has dropped the other still lists: say so.
         for nid in self.forgotten.keys() {
             let bucket = nid.0 >> (64 - MEMBER_BUCKETS.trailing_zeros());
-            if buckets & (1 << bucket) == 0 {
-                continue;
+            if buckets & (1 << bucket) != 0 {
+                known.add(ctx, |out| self.write_update(*nid, true, out));
             }
-            one.clear();
-            self.write_update(*nid, true, &mut one);
-            if packed.len() + one.len() + 3 > ROOM_BYTES {
-                ctx.net.push(dest, tag::UPDATES, |out| out.append(&mut packed));
-            }
-            packed.extend_from_slice(&one);
         }
-        if !packed.is_empty() {
-            ctx.net.push(dest, tag::UPDATES, |out| out.append(&mut packed));
+        known.send(ctx);
+        hints.send(ctx);
+    }
+}
+
+/// Updates for one peer, in messages that each fit a packet.
+struct Pages {
+    tag: u8,
+    dest: Dest,
+    packed: Vec<u8>,
+}
+
+impl Pages {
+    fn new(tag: u8, dest: Dest) -> Pages {
+        Pages { tag, dest, packed: Vec::new() }
+    }
+
+    fn add(&mut self, ctx: &mut Ctx<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.packed.capacity() == 0 {
+            self.packed.reserve(ROOM_BYTES);
+        }
+        let full = self.packed.len();
+        write(&mut self.packed);
+        if self.packed.len() + 3 > ROOM_BYTES {
+            let one = self.packed.split_off(full);
+            self.send(ctx);
+            self.packed.extend_from_slice(&one);
+        }
+    }
+
+    fn send(&mut self, ctx: &mut Ctx<'_>) {
+        if !self.packed.is_empty() {
+            ctx.net.push(self.dest, self.tag, |out| out.append(&mut self.packed));
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::outbox::Dest;
 use crate::wire::mix;
 
 const NOT_LIVE: u32 = u32::MAX;
+/// In place of incarnation and state in the summary of who is only remembered; no incarnation is that high.
+const REMEMBERED: u64 = u64::MAX;
 /// Steps from a guessed place; hashes need a few, more is a sign of chosen ids.
 const STEPS_MAX: usize = 32;
 
@@ -36,7 +38,7 @@ pub(crate) struct Entry {
     nid: Nid,
     pub(crate) member: Member,
     pub(crate) rttvar_us: u32,
-    /// From our disk, confirmed by nobody yet: not passed on.
+    /// From a disk, ours or a peer's, and confirmed by nobody yet: passed on as a hint only.
     pub(crate) remembered: bool,
     /// Boot id and counters of its frames.
     pub(crate) boot: u64,
@@ -56,10 +58,11 @@ impl Entry {
     }
 
     fn contribution(&self, nid: Nid) -> u64 {
-        if self.remembered {
-            return 0;
-        }
         let m = &self.member;
+        if self.remembered {
+            // Which incarnation a disk has seen last says nothing.
+            return mix(nid.0, mix(m.generation, REMEMBERED));
+        }
         // A suspicion is passing weather and not worth a table comparison.
         let class = match m.state {
             State::Alive | State::Suspect => 0,
@@ -308,7 +311,7 @@ impl Table {
         let last = first | ((1 << SHIFT) - 1);
         let from = self.find(Nid(first)).unwrap_or_else(|at| at);
         let to = self.find(Nid(last)).map_or_else(|at| at, |at| at + 1);
-        self.between(from..to).filter(|(_, e)| !e.remembered)
+        self.between(from..to)
     }
 
     /// The live member that follows this node in the order of name hashes: it is ours to watch. Whom our own probe has

@@ -8,9 +8,9 @@ use super::*;
 use crate::config::Profile;
 use crate::message::Accusers;
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 
-fn swim() -> Swim {
+pub(super) fn swim() -> Swim {
     let me = Member {
         name: "me".into(),
         addr: addr(1),
@@ -22,14 +22,14 @@ fn swim() -> Swim {
     Swim::new(me, Timing::of(Profile::Lan), Contact::new(&[], None))
 }
 
-fn addr(port: u16) -> SocketAddr {
+pub(super) fn addr(port: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], port))
 }
 
-type News = (usize, u64, u64, Standing, bool);
+pub(super) type News = (usize, u64, u64, Standing, bool);
 
 prop_compose! {
-    fn news(worst: usize)(
+    pub(super) fn news(worst: usize)(
         who in 0..NAMES.len(),
         generation in 1..3u64,
         incarnation in 0..3u64,
@@ -41,7 +41,7 @@ prop_compose! {
     }
 }
 
-fn tell(swim: &mut Swim, news: &[News]) -> Vec<Event> {
+pub(super) fn tell(swim: &mut Swim, news: &[News]) -> Vec<Event> {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
     let mut net = Outbox::default();
     let mut out = Vec::new();

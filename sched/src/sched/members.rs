@@ -13,7 +13,7 @@ const SWEEP_MAX: usize = 256;
 /// While any remain they are looked at this often: the node that should do it may have died, microseconds.
 const SWEEP_US: u64 = 5_000_000;
 /// A node of which there are records but no membership for this long was forgotten, microseconds.
-const STRAY_US: u64 = 30_000_000;
+const STRAY_US: u64 = 5_000_000;
 
 impl Sched {
     pub(super) fn member(&mut self, now_us: u64, name: &str, state: MemberState) {
@@ -141,6 +141,10 @@ impl Sched {
         if self.hold != hold {
             self.hold = hold;
             self.held = hold.map(|hold| hold.to_string());
+            if hold.is_none() && self.sweep_at.is_some() {
+                // It was put off.
+                self.sweep_at = Some(now_us);
+            }
             let reason = self.held.clone().unwrap_or_default();
             out.push(Output::Event(Event::Held { reason }));
             self.all_dirty(now_us);
