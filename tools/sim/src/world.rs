@@ -158,7 +158,13 @@ impl World {
         let mut wrong = Err(String::new());
         while self.now < healed + self.options.liveness_s * S && self.violations.is_empty() {
             self.advance(self.now + S / 4);
-            wrong = self.whole();
+            let before = std::mem::replace(&mut wrong, self.whole());
+            if let Err(wrong) = &wrong
+                && self.options.verbose
+                && before.as_ref().err() != Some(wrong)
+            {
+                println!("{:>8} not whole: {wrong}", self.now / 1000);
+            }
             if wrong.is_ok() {
                 healed_ms = (self.now - healed) / 1000;
                 break;
