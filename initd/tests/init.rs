@@ -164,6 +164,24 @@ fn an_agent_that_does_not_drain_has_its_time_and_no_more() {
 }
 
 #[test]
+fn what_an_agent_said_before_a_stop_counts_before_it() {
+    if !root_or_skip("init_late") {
+        return;
+    }
+    let mut node = Node::start("late", &["stub-agent", "late"]);
+    eventually("the agent", || !node.lines("silent").is_empty());
+    let init = node.init();
+    // PID 1 finds the first word and the stop when it looks next, both at once.
+    kill_process(init, Signal::STOP).expect("signal");
+    std::fs::write(node.dir.join("speak"), "").expect("file");
+    eventually("its word", || !node.lines("spoken").is_empty());
+    kill_process(init, Signal::TERM).expect("signal");
+    kill_process(init, Signal::CONT).expect("signal");
+    assert_eq!(node.end(), Some(0));
+    assert!(node.console("drain: the agent was too slow").is_some(), "it was asked to drain");
+}
+
+#[test]
 fn the_agent_ends_the_node_and_a_kernel_is_refused_in_a_namespace() {
     if !root_or_skip("init_powers") {
         return;

@@ -281,18 +281,25 @@ fn rss_of_pid_1() -> String {
 }
 
 /// Speaks with PID 1 as an agent does, and notes what it is told. What it does next is in its name:
-/// `speaks`, `deaf` (never drains), `hangs` (says a word and no more), `powers` (asks for the end), `stages` and
+/// `speaks`, `deaf` (never drains), `late` (as `deaf`, but speaks only once the file `speak` is there), `hangs` (says a word and no more), `powers` (asks for the end), `stages` and
 /// `kexecs` (another kernel, which is not there or is).
-fn speaking_agent(mode: &str, note: &dyn Fn(&str, &str)) -> i32 {
+fn speaking_agent(mode: &str, dir: &std::path::Path, note: &dyn Fn(&str, &str)) -> i32 {
     use initd::init::link::{AgentEnd, ToAgent, ToInit};
     let Ok(Some(link)) = AgentEnd::from_env() else {
         note("told", "no link");
         return 1;
     };
     let say = |message: &ToInit| link.send(message).unwrap_or(false);
+    if mode == "late" {
+        note("silent", "");
+        while !dir.join("speak").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
     say(&ToInit::Alive);
     say(&ToInit::Ready);
     match mode {
+        "late" => note("spoken", ""),
         "powers" => _ = say(&ToInit::Power(initd::machine::Power::Off)),
         "stages" => _ = say(&ToInit::Kexec("/nonexistent".into())),
         "kexecs" => _ = say(&ToInit::Kexec("/boot".into())),
@@ -302,7 +309,7 @@ fn speaking_agent(mode: &str, note: &dyn Fn(&str, &str)) -> i32 {
         match link.receive() {
             Ok(Some(message)) => {
                 note("told", &message.to_string());
-                if matches!(message, ToAgent::Drain { .. }) && mode != "deaf" {
+                if matches!(message, ToAgent::Drain { .. }) && !["deaf", "late"].contains(&mode) {
                     say(&ToInit::Drained);
                 }
             }
@@ -364,8 +371,8 @@ fn stub_agent(mode: &str, dir: &std::path::Path, more: Option<&[String]>) -> i32
     note("agents", &format!("pid={} zombies={}", std::process::id(), zombies()));
     let more = more.unwrap_or_default();
     match mode {
-        "speaks" | "deaf" | "hangs" | "powers" | "stages" | "kexecs" | "measures" => {
-            return speaking_agent(mode, &note);
+        "speaks" | "deaf" | "late" | "hangs" | "powers" | "stages" | "kexecs" | "measures" => {
+            return speaking_agent(mode, dir, &note);
         }
         "panics" if !std::path::Path::new("/var/lib/quelea/pstore").exists() => {
             let _ = std::fs::write("/proc/sysrq-trigger", "c");

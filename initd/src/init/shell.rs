@@ -94,12 +94,14 @@ impl<'a> Shell<'a> {
 
     /// What has happened, without waiting for more; whether there may be more at once.
     ///
-    /// The signals come first: a child that ends after they were read wakes us again, one that ends between a last look
-    /// at the children and the reading would not.
+    /// The signals are read first: a child that ends after they were read wakes us again, one that ends between a last look
+    /// at the children and the reading would not. But what the agent said before a stop counts before it: one that has spoken is
+    /// asked to drain.
     fn gather(&mut self, inputs: &mut VecDeque<Input>) -> bool {
-        self.read_signals(inputs);
-        let more = self.reap(inputs);
+        let stops = self.read_signals();
         self.listen(inputs);
+        inputs.extend(stops);
+        let more = self.reap(inputs);
         let now_ms = machine::monotonic_ms();
         if self.core.next_deadline().is_some_and(|at| at <= now_ms) {
             inputs.push_back(Input::Timer);
@@ -114,17 +116,19 @@ impl<'a> Shell<'a> {
         more
     }
 
-    fn read_signals(&self, inputs: &mut VecDeque<Input>) {
+    /// The stops among them; SIGCHLD has done its work by waking us. A pipe holds no more than its size.
+    fn read_signals(&self) -> Vec<Input> {
+        let mut stops = Vec::new();
         let mut byte = [0u8; 1];
         while let Ok(1) = rustix::io::read(&self.signals, &mut byte) {
-            match i32::from(byte[0]) {
-                libc::SIGTERM => inputs.push_back(Input::Stop(Power::Off, "SIGTERM")),
-                libc::SIGPWR => inputs.push_back(Input::Stop(Power::Off, "SIGPWR")),
-                libc::SIGINT => inputs.push_back(Input::Stop(Power::Reboot, "SIGINT")),
-                // SIGCHLD has done its work by waking us.
-                _ => {}
-            }
+            stops.extend(match i32::from(byte[0]) {
+                libc::SIGTERM => Some(Input::Stop(Power::Off, "SIGTERM")),
+                libc::SIGPWR => Some(Input::Stop(Power::Off, "SIGPWR")),
+                libc::SIGINT => Some(Input::Stop(Power::Reboot, "SIGINT")),
+                _ => None,
+            });
         }
+        stops
     }
 
     /// Whether more may wait: [`REAPS_MAX`] a turn.
