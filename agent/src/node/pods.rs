@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crossbeam_channel::TrySendError;
-use initd::shim::{ConnectId, Event as ShimEvent, ExecId, PodStatus, Shim};
+use initd::shim::{ConnectId, Event as ShimEvent, ExecId, PodPhase, PodStatus, Shim};
 use initd::userns::IdMap;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
@@ -172,12 +172,17 @@ impl Node {
         let ip = kept.addr.ip4.to_string();
         let observed = Observed::Running { ip: ip.clone(), ready: status.ready };
         let record = kept.record.clone();
-        let seen = status_seen(&status);
+        // One that has stopped says nothing more, and nobody was there to hear how it ended.
+        let stopped = status.phase == PodPhase::Stopped;
+        let seen = if stopped { BTreeMap::new() } else { status_seen(&status) };
         let local = Local { kept, plan: None, shim: None, ready: status.ready, seen };
         self.local.insert(claim.clone(), local);
         self.sched_step(sched::Input::Adopt { claim: &claim, record, observed });
         self.pods_step(Input::Adopted { claim: claim.clone(), ip, ready: status.ready, restarts });
         self.connect(&claim, shim);
+        if stopped {
+            self.status(claim, &status);
+        }
     }
 
     /// Claims of this node whose pods an earlier agent did not bring up, or whose shims ended while there was no agent: what

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use initd::shim::{Condition, ContainerState, Event as ShimEvent, Exit, PodStatus};
+use initd::shim::{Condition, ContainerState, Event as ShimEvent, Exit, PodPhase, PodStatus};
 
 use super::Node;
 use super::pods::Local;
@@ -105,13 +105,7 @@ impl Node {
                 let os = std::io::Error::from_raw_os_error(errno);
                 self.connected(&claim, connect, Err(format!("{text} ({os})")));
             }
-            // It ends once it is told to; until then it may hold the mounts.
-            ShimEvent::Stopped => {
-                let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
-                if !matches!(connection.map(|c| c.shim.quit()), Some(Ok(()))) {
-                    self.pods_step(Input::ShimGone { claim });
-                }
-            }
+            ShimEvent::Stopped => self.stopped(claim),
             ShimEvent::Gone => {
                 if let Some(local) = self.local.get_mut(&claim)
                     && let Some(connection) = local.shim.take()
@@ -132,9 +126,27 @@ impl Node {
         }
     }
 
-    fn status(&mut self, claim: String, status: &PodStatus) {
+    /// It ends once it is told to; until then it may hold the mounts.
+    fn stopped(&mut self, claim: String) {
+        let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
+        if !matches!(connection.map(|c| c.shim.quit()), Some(Ok(()))) {
+            self.pods_step(Input::ShimGone { claim });
+        }
+    }
+
+    /// A snapshot stands for what was not told one by one: nobody listened, or too slowly.
+    pub(super) fn status(&mut self, claim: String, status: &PodStatus) {
+        let Some(local) = self.local.get_mut(&claim) else { return };
+        let ends = missed_ends(&local.seen, status);
+        let about = format!("pod/{}", self.pod_name(&claim));
+        for (container, exit, restart_in_ms) in ends {
+            self.exited(claim.clone(), about.clone(), &container, exit, restart_in_ms);
+        }
         if let Some(local) = self.local.get_mut(&claim) {
             local.seen = status_seen(status);
+        }
+        if status.phase == PodPhase::Stopped {
+            return self.stopped(claim);
         }
         self.ready(claim, status.ready);
     }
@@ -223,6 +235,32 @@ impl Local {
     }
 }
 
+/// Ends of containers that a snapshot tells of, and that were not seen: which, how, and when it starts again. A pod that has
+/// stopped tells of all; of one that runs, those of before it was looked at are history.
+fn missed_ends(
+    seen: &BTreeMap<String, Seen>,
+    status: &PodStatus,
+) -> Vec<(String, Exit, Option<u32>)> {
+    let stopped = status.phase == PodPhase::Stopped;
+    let ends = status.containers.iter().filter_map(|c| {
+        let missed = match seen.get(&c.name) {
+            Some(before) => {
+                let runs_on =
+                    matches!(c.state, ContainerState::Running { .. } | ContainerState::Stopping);
+                before.state == "running" && !(runs_on && c.restarts == before.restarts)
+            }
+            None => stopped,
+        };
+        let restart_in_ms = match c.state {
+            ContainerState::Backoff { restart_in_ms } => Some(restart_in_ms),
+            ContainerState::Done => None,
+            _ => Some(0),
+        };
+        Some((c.name.clone(), c.last_exit.filter(|_| missed)?, restart_in_ms))
+    });
+    ends.collect()
+}
+
 /// What a snapshot says of each container.
 pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
     let of = |c: &initd::shim::ContainerStatus| {
@@ -242,4 +280,47 @@ pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
         (c.name.clone(), Seen { state, restarts: c.restarts, reason, unhealthy: None })
     };
     status.containers.iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use initd::shim::ContainerStatus;
+
+    fn status(phase: PodPhase, state: ContainerState, restarts: u32) -> PodStatus {
+        let exit = Exit { code: Some(3), signal: None, oom: false };
+        let container = ContainerStatus {
+            name: "c".into(),
+            state,
+            restarts,
+            last_exit: Some(exit),
+            last_failure: None,
+            log_dropped_bytes: 0,
+        };
+        let (id, containers, conditions) = ("p".into(), vec![container], Vec::new());
+        PodStatus { id, shim_pid: 1, phase, ready: false, containers, conditions }
+    }
+
+    #[test]
+    fn a_snapshot_tells_of_ends_that_nobody_saw_and_of_no_other() {
+        let running = |restarts| {
+            let seen = Seen { state: "running", restarts, ..Seen::default() };
+            BTreeMap::from([("c".to_owned(), seen)])
+        };
+        let ends = |seen: &BTreeMap<String, Seen>, phase, state, restarts| -> Vec<Option<u32>> {
+            missed_ends(seen, &status(phase, state, restarts)).iter().map(|end| end.2).collect()
+        };
+        let (up, over) = (PodPhase::Running, PodPhase::Stopped);
+        let runs = ContainerState::Running { pid: 7, ready: true };
+        let waits = ContainerState::Backoff { restart_in_ms: 500 };
+        assert_eq!(ends(&running(1), up, runs, 1), [], "it runs on");
+        assert_eq!(ends(&running(1), up, runs, 2), [Some(0)], "it ended and runs again");
+        assert_eq!(ends(&running(1), up, waits, 1), [Some(500)]);
+        assert_eq!(ends(&running(1), over, ContainerState::Done, 1), [None]);
+        let done = status_seen(&status(over, ContainerState::Done, 1));
+        assert_eq!(ends(&done, over, ContainerState::Done, 1), [], "told already");
+        let nothing = BTreeMap::new();
+        assert_eq!(ends(&nothing, up, waits, 1), [], "history");
+        assert_eq!(ends(&nothing, over, ContainerState::Done, 1), [None], "nobody else will tell");
+    }
 }

@@ -90,6 +90,40 @@ fn pods_outlive_their_agent() {
 }
 
 #[test]
+fn a_pod_that_ended_while_there_was_no_agent_says_how() {
+    let flock = Flock::up("unheard", 1);
+    flock.import_tools();
+    let spec = "app = \"brief\"\n[[container]]\nname = \"c\"\nimage = \"tools\"\ncommand = [\"/bin/sh\", \"-c\", \"sleep 98317; exit 3\"]\ncpu = 0.02\nmemory = \"16Mi\"\nrestart = \"never\"\n";
+    let file = flock.file("brief.toml", spec);
+    flock.ok(&["run", &file]);
+    let claim = flock.pods("n1", "brief")[0]["claim"].as_str().unwrap().to_owned();
+    let node = flock.run_dir().join("nodes/n1");
+    let init = std::fs::read_to_string(node.join("pid")).unwrap();
+    let init = Pid::from_raw(init.trim().parse().unwrap());
+    let agent = format!("agent --config {}", node.join("node.toml").display());
+
+    // PID 1 stands still, so that no other agent comes.
+    kill(init, Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pids_with(&agent)[0]), Signal::SIGKILL).unwrap();
+    eventually("no agent", || pids_with(&agent).is_empty());
+    let sleeps = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line == b"sleep\x0098317\x00"
+    };
+    let pid = pids_with("sleep 98317").into_iter().find(sleeps).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    let left = initd::shim::last_status;
+    let dir = node.join("run/pods").join(&claim);
+    eventually("its shim has stopped", || left(&dir).is_ok());
+    kill(init, Signal::SIGCONT).unwrap();
+
+    eventually("another agent answers", || flock.say(&["status"]).code == 0);
+    let said = flock.reason("brief", &["the pod ended", "exited with code 3"]);
+    assert!(said.starts_with("failed"), "{said}");
+    flock.ok(&["stop", "brief"]);
+}
+
+#[test]
 fn a_new_generation_replaces_the_old_and_scales() {
     let flock = Flock::up("update", 2);
     let spec = flock.file("hello.toml", &hello_spec(2, ""));
