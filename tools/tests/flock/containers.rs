@@ -202,6 +202,37 @@ fn a_host_tool_runs_where_it_is_granted_only() {
 }
 
 #[test]
+fn what_a_node_grants_by_name_reaches_the_container_that_asks() {
+    let flock = Flock::named("grants");
+    let filter = flock.file("mine", "base default\ndeny unlink unlinkat\n");
+    let grants =
+        format!("devices = {{ tap = [\"/dev/net/tun\"] }}\nseccomp = {{ mine = {filter:?} }}\n");
+    let grants = flock.file("grants.toml", &grants);
+    flock.ok(&["dev", "--nodes", "1", "--detach", "--grants", &grants]);
+    flock.import_tools();
+    let script = "exec sleep 1000";
+    let asks = "devices = [\"tap\"]\nseccomp = \"mine\"";
+    let containers = [shell("asks", script, asks), shell("not", script, "profile = \"compat\"")];
+    run(&flock, "own", &app("own", &containers.concat()));
+
+    let look = "[ -c /dev/net/tun ] && echo there; [ -e /dev/net/tun ] || echo none";
+    assert_eq!(sh(&flock, "own", "asks", look), "there\n");
+    assert_eq!(sh(&flock, "own", "not", look), "none\n");
+    let script = "echo > /file; exec rm /file";
+    assert_eq!(sh(&flock, "own", "not", script), "");
+    let said = flock.say(&["exec", "own", "-c", "asks", "--", "/bin/sh", "-c", script]);
+    assert!(said.code != 0 && said.err.contains("Operation not permitted"), "{said:?}");
+    // CAP_SYS_CHROOT (18) is one of those that `compat` adds.
+    let chroot = |container: &str| {
+        let status = sh(&flock, "own", container, "cat /proc/1/status");
+        let bounds = status.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
+        u64::from_str_radix(bounds, 16).unwrap() >> 18 & 1
+    };
+    assert_eq!((chroot("asks"), chroot("not")), (0, 1));
+    flock.ok(&["stop", "own"]);
+}
+
+#[test]
 fn a_container_that_fills_its_layer_is_ended_and_the_disk_given_back() {
     let flock = Flock::up("layer", 1);
     flock.import_tools();
