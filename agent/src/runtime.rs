@@ -161,8 +161,13 @@ fn start(
     let store = Arc::new(Store::open(images)?);
     let cgroups = Cgroups::probe();
     let mut conditions = cgroup_conditions(cgroups.as_ref());
-    let (adopted, remains) =
-        if idle { Default::default() } else { find_pods(&config.run.join("pods")) };
+    let name = cgroup_name(&credentials.info, &config.name);
+    let cgroup = if idle { None } else { open_cgroup(cgroups.as_ref(), &name)? };
+    let (adopted, remains) = if idle {
+        Default::default()
+    } else {
+        find_pods(&config.run.join("pods"), cgroup.as_ref())
+    };
 
     let mut poll = Poll::new().context("cannot make an epoll")?;
     let waker = Arc::new(mio::Waker::new(poll.registry(), WAKER).context("cannot make a waker")?);
@@ -173,10 +178,7 @@ fn start(
     let (fetched_sender, fetched) = bounded(ANSWERS_MAX);
     let (call_sender, calls) = bounded(CALLS_MAX);
 
-    let mut cgroup = None;
     if !idle {
-        let name = cgroup_name(&credentials.info, &config.name);
-        cgroup = open_cgroup(cgroups.as_ref(), &name)?;
         let mut mounts = Mounts::new(config.run.join("layers"))?;
         sweep(config, &store, &mut mounts, (&adopted, &remains), &mut conditions);
         let quelead = std::env::current_exe().context("cannot find the agent's own binary")?;
@@ -403,4 +405,30 @@ fn open_cgroup(cgroups: Option<&Cgroups>, name: &str) -> anyhow::Result<Option<N
         format!("cannot make this node's cgroup below {}", cgroups.root.display())
     })?;
     Ok(Some(cgroup))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A core thread that takes no answers: the thread waits, who orders is refused, and nothing that was taken is lost.
+    #[test]
+    fn answers_that_nobody_takes_hold_up_their_thread_alone() {
+        const ORDERED: u32 = 8;
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(mio::Waker::new(poll.registry(), WAKER).unwrap());
+        let (orders, input) = bounded(ORDERED as usize);
+        let (output, answers) = bounded(2);
+        spawn("test", waker, input, output, Some).unwrap();
+        let mut taken = 0;
+        // The thread has one in its hands, two answers wait: from then on there is room for eight.
+        while answers.len() < 2 || orders.len() < ORDERED as usize {
+            taken += u32::from(orders.try_send(taken).is_ok());
+            std::thread::yield_now();
+        }
+        assert_eq!(taken, 2 + 1 + ORDERED);
+        assert!(orders.try_send(taken).is_err_and(|e| e.is_full()), "refused at once");
+        drop(orders);
+        assert_eq!(answers.iter().collect::<Vec<_>>(), (0..taken).collect::<Vec<_>>());
+    }
 }

@@ -12,6 +12,7 @@ pub mod devices;
 mod limits;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -204,19 +205,18 @@ impl NodeCgroup {
         self.path.join("shims").join(id)
     }
 
-    /// Ids of the pods that have a cgroup: what a new agent reconciles its pod directories against.
+    /// Ids of the pods that have a cgroup, or whose shim has: what a new agent reconciles its pod directories against.
     ///
     /// # Errors
     /// [`Error::Sys`].
-    pub fn pods(&self) -> Result<Vec<String>> {
-        let dir = self.path.join("pods");
-        let entries = std::fs::read_dir(&dir).map_err(|e| Error::io("read", dir.display(), &e))?;
-        let mut ids: Vec<String> = entries
-            .flatten()
-            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-            .filter_map(|e| e.file_name().into_string().ok())
-            .collect();
-        ids.sort_unstable();
+    pub fn pods(&self) -> Result<BTreeSet<String>> {
+        let mut ids = BTreeSet::new();
+        for dir in [self.path.join("pods"), self.path.join("shims")] {
+            let entries =
+                std::fs::read_dir(&dir).map_err(|e| Error::io("read", dir.display(), &e))?;
+            let dirs = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+            ids.extend(dirs.filter_map(|e| e.file_name().into_string().ok()));
+        }
         Ok(ids)
     }
 

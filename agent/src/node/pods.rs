@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crossbeam_channel::TrySendError;
+use initd::cgroup::NodeCgroup;
 use initd::shim::{ConnectId, Event as ShimEvent, ExecId, PodPhase, PodStatus, Shim};
 use initd::userns::IdMap;
 use mio::unix::SourceFd;
@@ -69,7 +70,8 @@ pub struct Adopted {
 }
 
 /// Looks through the pods' directories of an earlier agent: those whose shims answer, and the claims of those that are gone.
-pub fn find_pods(pods_dir: &Path) -> (Vec<Adopted>, Vec<String>) {
+/// What has a cgroup and no directory is among the latter: nobody can speak with it any more.
+pub fn find_pods(pods_dir: &Path, cgroup: Option<&NodeCgroup>) -> (Vec<Adopted>, Vec<String>) {
     let mut adopted = Vec::new();
     let mut remains = Vec::new();
     for entry in std::fs::read_dir(pods_dir).into_iter().flatten().flatten() {
@@ -77,6 +79,13 @@ pub fn find_pods(pods_dir: &Path) -> (Vec<Adopted>, Vec<String>) {
         match attach(&entry.path(), &claim) {
             Some(pod) => adopted.push(pod),
             None => remains.push(claim),
+        }
+    }
+    let grouped = cgroup.map_or(Ok(Default::default()), NodeCgroup::pods);
+    let grouped = grouped.inspect_err(|error| tracing::warn!(%error, "pods without a directory"));
+    for claim in grouped.unwrap_or_default() {
+        if !adopted.iter().any(|pod| pod.claim == claim) && !remains.contains(&claim) {
+            remains.push(claim);
         }
     }
     (adopted, remains)

@@ -89,6 +89,40 @@ fn pods_outlive_their_agent() {
     flock.ok(&["stop", "hello"]);
 }
 
+/// Does something while n1 has no agent.
+fn without_agent(flock: &Flock, meanwhile: impl FnOnce()) {
+    let node = flock.run_dir().join("nodes/n1");
+    let init = std::fs::read_to_string(node.join("pid")).unwrap();
+    let init = Pid::from_raw(init.trim().parse().unwrap());
+    let agent = format!("agent --config {}", node.join("node.toml").display());
+    // PID 1 stands still, so that no other agent comes.
+    kill(init, Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pids_with(&agent)[0]), Signal::SIGKILL).unwrap();
+    eventually("no agent", || pids_with(&agent).is_empty());
+    meanwhile();
+    kill(init, Signal::SIGCONT).unwrap();
+    eventually("another agent answers", || flock.say(&["status"]).code == 0);
+}
+
+#[test]
+fn what_has_a_cgroup_and_no_directory_is_ended() {
+    let flock = Flock::up("lost", 1);
+    let spec = flock.file("hello.toml", &hello_spec(1, ""));
+    flock.ok(&["run", &spec]);
+    let claim = flock.pods("n1", "hello")[0]["claim"].as_str().unwrap().to_owned();
+    let shim = format!("quelea-shim shim {claim}");
+    assert!(!pids_with(&shim).is_empty());
+    let node = flock.run_dir().join("nodes/n1");
+    without_agent(&flock, || {
+        std::fs::rename(node.join("run/pods").join(&claim), node.join("away")).unwrap();
+    });
+    eventually("its shim is gone", || pids_with(&shim).is_empty());
+    eventually("another is ready", || {
+        let pods = flock.pods("n1", "hello");
+        ready(&pods) == 1 && pods.iter().all(|pod| pod["claim"] != claim)
+    });
+}
+
 #[test]
 fn a_pod_that_ended_while_there_was_no_agent_says_how() {
     let flock = Flock::up("unheard", 1);
@@ -97,27 +131,16 @@ fn a_pod_that_ended_while_there_was_no_agent_says_how() {
     let file = flock.file("brief.toml", spec);
     flock.ok(&["run", &file]);
     let claim = flock.pods("n1", "brief")[0]["claim"].as_str().unwrap().to_owned();
-    let node = flock.run_dir().join("nodes/n1");
-    let init = std::fs::read_to_string(node.join("pid")).unwrap();
-    let init = Pid::from_raw(init.trim().parse().unwrap());
-    let agent = format!("agent --config {}", node.join("node.toml").display());
-
-    // PID 1 stands still, so that no other agent comes.
-    kill(init, Signal::SIGSTOP).unwrap();
-    kill(Pid::from_raw(pids_with(&agent)[0]), Signal::SIGKILL).unwrap();
-    eventually("no agent", || pids_with(&agent).is_empty());
-    let sleeps = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line == b"sleep\x0098317\x00"
-    };
-    let pid = pids_with("sleep 98317").into_iter().find(sleeps).unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    let left = initd::shim::last_status;
-    let dir = node.join("run/pods").join(&claim);
-    eventually("its shim has stopped", || left(&dir).is_ok());
-    kill(init, Signal::SIGCONT).unwrap();
-
-    eventually("another agent answers", || flock.say(&["status"]).code == 0);
+    without_agent(&flock, || {
+        let sleeps = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line == b"sleep\x0098317\x00"
+        };
+        let pid = pids_with("sleep 98317").into_iter().find(sleeps).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        let dir = flock.run_dir().join("nodes/n1/run/pods").join(&claim);
+        eventually("its shim has stopped", || initd::shim::last_status(&dir).is_ok());
+    });
     let said = flock.reason("brief", &["the pod ended", "exited with code 3"]);
     assert!(said.starts_with("failed"), "{said}");
     flock.ok(&["stop", "brief"]);
