@@ -122,6 +122,9 @@ impl Queue {
         self.demote(&taken, limit, table);
         taken.clear();
         self.taken = taken;
+        if self.places > 2 * self.len + STALE_MAX {
+            self.sweep(table);
+        }
         sent
     }
 
