@@ -278,11 +278,16 @@ impl Swim {
             // Whom we know we would probe, and be known ourselves.
             return;
         }
-        if let Some(forgotten) = self.forgotten.get(&u.nid) {
-            if (u.generation, u.incarnation) <= *forgotten {
+        if let Some(forgotten) = self.forgotten.get_mut(&u.nid) {
+            let place = (u.generation, u.incarnation);
+            if place <= *forgotten {
                 return;
             }
-            self.forgotten.remove(&u.nid);
+            if u.standing == Standing::Forgotten {
+                // Others knew more of it than we did. It stays forgotten.
+                *forgotten = place;
+                return self.news(u.nid, ctx);
+            }
         }
         let Some(entry) = self.table.get(u.nid) else { return self.meet(u, ctx) };
         let ours = (entry.member.generation, entry.member.incarnation);
@@ -345,6 +350,7 @@ impl Swim {
         };
         ctx.out.push(Output::Persist(Persist::Member(member.info())));
         ctx.event(Event::Member(member.clone()));
+        self.forgotten.remove(&u.nid);
         self.table.insert(u.nid, member, false, ctx.now_us);
         self.introduce(u.nid);
         self.news(u.nid, ctx);

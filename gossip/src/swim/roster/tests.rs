@@ -116,6 +116,26 @@ fn whom_an_operator_dropped_no_disk_brings_back() {
     assert!(swim.table.get(Nid::of("a")).is_some_and(|e| e.remembered), "a later boot was seen");
 }
 
+/// Those who forgot it may have known different incarnations of it; what is not in full introduces nobody.
+#[test]
+fn who_is_forgotten_stays_so_when_more_is_said_of_it() {
+    let mut swim = swim();
+    tell(&mut swim, &[(0, 1, 1, Standing::Left, false)]);
+    assert!(act(&mut swim, 6, |swim, ctx| swim.forget(Nid::of("a"), ctx)).0);
+    for standing in [Standing::Forgotten, Standing::Dead] {
+        let (nid, full, accusers) = (Nid::of("a"), None, Accusers::default());
+        let incarnation = if standing == Standing::Dead { 3 } else { 2 };
+        let update = Update { nid, full, generation: 1, incarnation, standing, accusers };
+        act(&mut swim, 7, |swim, ctx| swim.apply(&update, ctx));
+    }
+    assert_eq!(swim.forgotten.get(&Nid::of("a")), Some(&(1, 2)));
+    assert_eq!(hint(&mut swim, 8, &[("a", 1, 2, Standing::Dead)]), []);
+    assert!(swim.table.get(Nid::of("a")).is_none());
+    tell(&mut swim, &[(0, 1, 3, Standing::Alive, false)]);
+    assert!(swim.table.get(Nid::of("a")).is_some(), "it stepped above that itself");
+    assert!(swim.forgotten.is_empty());
+}
+
 #[test]
 fn a_flood_of_hints_fills_the_table_and_no_more_and_gives_way_in_silence() {
     let mut swim = swim();
