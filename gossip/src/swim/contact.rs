@@ -104,8 +104,7 @@ impl Swim {
             if nowhere && !self.contact.joined && !self.contact.discover.waits(self.contact.tries) {
                 self.joined(ctx);
             }
-            let stretch = u64::from(self.contact.tries.min(8));
-            self.timing.join_us * (1 + stretch)
+            self.alone_us()
         } else {
             let live = self.table.live().len() as u64 + 1;
             (self.timing.reconnect_us * live).max(RECONNECT_MIN_US)
@@ -121,6 +120,16 @@ impl Swim {
             self.greet(addr, ctx);
         }
         self.beacon(ctx);
+    }
+
+    /// How long to wait for an answer while alone. The first greetings may be lost, or reach a seed that starts at the same
+    /// time and listens a moment later: half a second for each was the most of a flock's time to join.
+    fn alone_us(&self) -> u64 {
+        match self.contact.tries {
+            0 => self.timing.join_us / 5,
+            1 => self.timing.join_us / 2,
+            more => self.timing.join_us * u64::from(more - 1).min(9),
+        }
     }
 
     /// Addresses of dead members, and seeds at which no live member sits.

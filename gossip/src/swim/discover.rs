@@ -18,7 +18,7 @@ const ANSWERERS: usize = 3;
 /// Beacons one node answers a second; the rest is ignored: the sender will be heard again, or by others.
 const ANSWERS_PER_S: u32 = 16;
 /// Unanswered beacons after which a node without seeds takes itself for the flock.
-const TRIES: u32 = 2;
+const TRIES: u32 = 4;
 
 /// State of the search on the link.
 #[derive(Debug, Default)]
