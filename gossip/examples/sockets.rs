@@ -17,18 +17,25 @@ use mio::{Events, Interest, Poll, Token};
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("node") => node(&args[2], &args[3]),
+        Some("node") => node(&args[2], &args[3], args[4] == "cold"),
         count => parent(count.and_then(|c| c.parse().ok()).unwrap_or(50)),
     }
 }
 
 const UPDATES: usize = 9;
 const CRASHES: usize = 5;
+const JOINS: usize = 5;
 
-/// A node: starts when the first line comes, prints what it learns, puts what it is told on stdin.
-fn node(index: &str, seed: &str) {
-    std::io::stdin().read_line(&mut String::new()).expect("a pipe");
-    let start = Instant::now();
+/// A node: opens its socket and says so, starts when the first line comes, prints what it learns, puts what it is told
+/// on stdin. `cold`: it opens its socket only then.
+fn node(index: &str, seed: &str, cold: bool) {
+    let wait = || {
+        println!("open");
+        std::io::stdin().read_line(&mut String::new()).expect("a pipe");
+    };
+    if cold {
+        wait();
+    }
     let seed: SocketAddr = seed.parse().expect("an address");
     let bind = if index == "0" { seed } else { SocketAddr::from(([127, 0, 0, 1], 0)) };
     let mut gossip = Config::new(KeyRing::new(&SecretKey::new(1, [1; 32])), Profile::Lan);
@@ -36,6 +43,10 @@ fn node(index: &str, seed: &str) {
     let name = format!("n{index}");
     let cfg = DriverConfig { name, bind, advertise: None, dir: None, gossip };
     let mut driver = Driver::open(cfg, 0).expect("opens");
+    if !cold {
+        wait();
+    }
+    let start = Instant::now();
     let mut poll = Poll::new().expect("epoll");
     driver.register(poll.registry(), Token(0)).expect("registers");
     let mut stdin = mio::unix::SourceFd(&0);
@@ -96,6 +107,44 @@ struct Parent {
 }
 
 impl Parent {
+    /// So many processes that are ready to start.
+    fn open(count: usize, how: &str) -> Parent {
+        // A free port for the seed: bound, named, and let go.
+        let seed = UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("loopback");
+        let (tell, said) = channel();
+        let mut parent = Parent { children: Vec::new(), said, latest: BTreeMap::new() };
+        let exe = std::env::current_exe().expect("our path");
+        for index in 0..count {
+            let mut child = Command::new(&exe)
+                .args(["node", &index.to_string(), &seed.to_string(), how])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("starts");
+            let stdout = child.stdout.take().expect("piped");
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    if tell.send((index, line)).is_err() {
+                        return;
+                    }
+                }
+            });
+            parent.children.push(child);
+        }
+        let all: Vec<usize> = (0..count).collect();
+        parent.until("open", "", &all);
+        parent
+    }
+
+    /// From the word to start until everybody knows everybody, seconds.
+    fn join(&mut self, all: &[usize]) -> f64 {
+        let start = Instant::now();
+        all.iter().for_each(|n| self.tell(*n, "go"));
+        self.until("live", &all.len().to_string(), all);
+        start.elapsed().as_secs_f64()
+    }
+
     fn until(&mut self, what: &str, value: &str, who: &[usize]) -> f64 {
         let start = Instant::now();
         let done = |p: &Parent| {
@@ -151,35 +200,30 @@ impl Drop for Parent {
     }
 }
 
+/// Datagrams of this machine that nobody took: no such port, or a full buffer (proc_net_snmp, Udp).
+fn refused() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/snmp").unwrap_or_default();
+    let mut lines = text.lines().filter_map(|l| l.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let pairs = names.split(' ').zip(values.split(' '));
+    let lost = pairs.filter(|(name, _)| ["NoPorts", "RcvbufErrors"].contains(name));
+    lost.filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
+}
+
 fn parent(count: usize) {
-    // A free port for the seed: bound, named, and let go.
-    let seed = UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).expect("loopback");
-    let (tell, said) = channel();
-    let mut parent = Parent { children: Vec::new(), said, latest: BTreeMap::new() };
-    let exe = std::env::current_exe().expect("our path");
-    for index in 0..count {
-        let mut child = Command::new(&exe)
-            .args(["node", &index.to_string(), &seed.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let stdout = child.stdout.take().expect("piped");
-        let tell = tell.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if tell.send((index, line)).is_err() {
-                    return;
-                }
-            }
-        });
-        parent.children.push(child);
-    }
     let all: Vec<usize> = (0..count).collect();
+    // As processes start: whoever is faster than the seed greets a port where nobody listens yet. The simulator has no
+    // such time, so this is told and not compared.
+    let joins = (0..JOINS).map(|_| Parent::open(count, "cold").join(&all));
+    say("cold_join", count, median(joins.collect()), "s");
+    let before = refused();
+    let joins = (0..JOINS).map(|_| Parent::open(count, "open").join(&all));
+    say("join", count, median(joins.collect()), "s");
+    say("join_refused", count, (refused() - before) as f64 / JOINS as f64, "datagrams");
+
+    let mut parent = Parent::open(count, "open");
     let start = Instant::now();
-    all.iter().for_each(|n| parent.tell(*n, "go"));
-    parent.until("live", &count.to_string(), &all);
-    say("join", count, start.elapsed().as_secs_f64(), "s");
+    parent.join(&all);
     parent.rest(Duration::from_secs(5));
 
     let updates = (0..UPDATES).map(|round| {
