@@ -27,7 +27,7 @@ pub const WHOLE_MAX: usize = 2_000;
 const S: u64 = 1_000_000;
 /// Faults begin after the flock has had this long to form.
 const WARM_US: u64 = 10 * S;
-/// Mean time between faults.
+/// Mean time between faults at pace 1.
 const FAULT_EVERY_US: u64 = 4 * S;
 /// Mean time between writes.
 const PUT_EVERY_US: u64 = S;
@@ -49,6 +49,8 @@ pub struct Options {
     pub nodes: usize,
     /// Length of the phase with faults, virtual minutes.
     pub minutes: u64,
+    /// How many times rarer than usual faults are.
+    pub pace: u64,
     /// Print faults.
     #[serde(skip)]
     pub verbose: bool,
@@ -63,6 +65,8 @@ pub struct Report {
     pub seed: u64,
     /// Nodes.
     pub nodes: usize,
+    /// How many times rarer than usual faults were.
+    pub pace: u64,
     /// Whether membership was simulated too.
     pub membership: bool,
     /// Virtual time, seconds.
@@ -85,6 +89,8 @@ pub struct Report {
     pub trace: String,
     /// Seconds on the wall.
     pub wall_s: f64,
+    /// Seconds of the processors, of the whole process so far.
+    pub cpu_s: f64,
     /// What was met.
     pub marks: BTreeMap<&'static str, u64>,
 }
@@ -101,8 +107,10 @@ pub fn run(options: &Options) -> Report {
     report.bench = "sim_gossip";
     report.seed = options.seed;
     report.nodes = options.nodes;
+    report.pace = options.pace;
     report.node_hours = options.nodes as f64 * report.virtual_s / 3600.0;
     report.wall_s = started.elapsed().as_secs_f64();
+    report.cpu_s = crate::report::cpu_s();
     report
 }
 
@@ -304,7 +312,8 @@ impl Flock {
             Ev::Whole(_) | Ev::Calm(_) => {}
             Ev::Fault if !self.calm => {
                 self.fault();
-                let after = self.rng.next_u64() % (2 * FAULT_EVERY_US) + 1;
+                let every_us = FAULT_EVERY_US * self.options.pace.max(1);
+                let after = self.rng.next_u64() % (2 * every_us) + 1;
                 self.queue.push(self.now + after, Ev::Fault);
             }
             Ev::Put if !self.calm => {

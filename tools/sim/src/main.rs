@@ -133,6 +133,7 @@ fn gossip_alone(args: &Args) -> ExitCode {
             seed,
             nodes: args.nodes.unwrap_or(1000),
             minutes: (args.options.safety_s / 60).max(1),
+            pace: args.options.pace,
             verbose: args.options.verbose,
         });
         failed |= !report.violations.is_empty();
@@ -141,7 +142,7 @@ fn gossip_alone(args: &Args) -> ExitCode {
         } else {
             println!(
                 "seed {seed}: {} nodes, {:.0} s, {:.1} node-hours, {} faults, {} of {} writes acknowledged, {} events in \
-                 {:.1} s; agreed after {} ms; trace {}",
+                 {:.1} s ({:.1} CPU-s); agreed after {} ms; trace {}",
                 report.nodes,
                 report.virtual_s,
                 report.node_hours,
@@ -150,6 +151,7 @@ fn gossip_alone(args: &Args) -> ExitCode {
                 report.puts,
                 report.events,
                 report.wall_s,
+                report.cpu_s,
                 report.agreed_ms,
                 report.trace
             );

@@ -35,7 +35,7 @@ pub const WHOLE_MS: u64 = 10_000;
 
 /// User and system time of this process, seconds; 0 where it cannot be read. proc_pid_stat(5), fields 14 and 15, in ticks of
 /// 10 ms on every Linux that this runs on.
-fn cpu_s() -> f64 {
+pub(crate) fn cpu_s() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The name, which may hold anything, ends with the last parenthesis.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
