@@ -80,20 +80,22 @@ impl fmt::Display for State {
 }
 
 /// A member as listed by [`crate::Gossip::members`].
+// What changes and is compared comes first: tables rely on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[repr(C)]
 pub struct Member {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Where it is reached.
-    pub addr: SocketAddr,
     /// Its boot counter.
     pub generation: u64,
     /// How often it refuted something since its boot.
     pub incarnation: u64,
-    /// Present state.
-    pub state: State,
     /// Smoothed round trip in microseconds; 0 while unmeasured.
     pub rtt_us: u32,
+    /// Present state.
+    pub state: State,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it is reached.
+    pub addr: SocketAddr,
 }
 
 impl Member {

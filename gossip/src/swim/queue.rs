@@ -32,6 +32,8 @@ pub(crate) struct Queue {
 struct Place {
     stamp: u64,
     nid: Nid,
+    /// Where its entry was when it was put in line.
+    entry: u32,
 }
 
 /// What becomes of a name when its turn comes.
@@ -63,7 +65,7 @@ impl Queue {
             self.levels.push(Vec::new());
         }
         if let Some(first) = self.levels.first_mut() {
-            first.push(Place { stamp: self.stamp, nid });
+            first.push(Place { stamp: self.stamp, nid, entry: table.last() });
             self.places += 1;
         }
         if self.places > 2 * self.len + STALE_MAX {
@@ -94,7 +96,7 @@ impl Queue {
             // A packet has one addressee, so at most one name is passed over.
             let mut passed = None;
             while let Some(place) = level.last().copied().filter(|_| !full) {
-                let turn = if stamp_of(&self.unlisted, table, place.nid) == place.stamp {
+                let turn = if stamp_of(&self.unlisted, table, place) == place.stamp {
                     write(place.nid, table)
                 } else {
                     self.places -= 1;
@@ -134,7 +136,7 @@ impl Queue {
             let Some(sends) = group.first().map(|(sends, _)| sends + 1) else { continue };
             if sends >= limit {
                 for (_, place) in group {
-                    self.drop_news(place.nid, table);
+                    self.drop_news(*place, table);
                 }
                 continue;
             }
@@ -152,11 +154,13 @@ impl Queue {
         }
     }
 
-    fn drop_news(&mut self, nid: Nid, table: &mut Table) {
-        match table.touch(nid).filter(|e| e.news != 0) {
+    fn drop_news(&mut self, place: Place, table: &mut Table) {
+        // Its entry was just looked at.
+        table.get_at(place.entry, place.nid);
+        match table.touch(place.nid).filter(|e| e.news != 0) {
             Some(entry) => entry.news = 0,
             None => {
-                self.unlisted.remove(&nid);
+                self.unlisted.remove(&place.nid);
             }
         }
         self.places -= 1;
@@ -165,16 +169,16 @@ impl Queue {
 
     fn sweep(&mut self, table: &Table) {
         for level in &mut self.levels {
-            level.retain(|p| stamp_of(&self.unlisted, table, p.nid) == p.stamp);
+            level.retain(|p| stamp_of(&self.unlisted, table, *p) == p.stamp);
         }
         self.places = self.levels.iter().map(Vec::len).sum();
     }
 }
 
 /// The stamp of a name's place in line; 0 when it is not in line.
-fn stamp_of(unlisted: &BTreeMap<Nid, u64>, table: &Table, nid: Nid) -> u64 {
-    let listed = table.get(nid).map_or(0, |e| e.news);
-    if listed == 0 { unlisted.get(&nid).copied().unwrap_or(0) } else { listed }
+fn stamp_of(unlisted: &BTreeMap<Nid, u64>, table: &Table, place: Place) -> u64 {
+    let listed = table.get_at(place.entry, place.nid).map_or(0, |e| e.news);
+    if listed == 0 { unlisted.get(&place.nid).copied().unwrap_or(0) } else { listed }
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ fn write_update(
     }
     let Some(entry) = table.get(nid) else { return };
     let m = &entry.member;
-    let full = (full || m.state == State::Alive).then_some((&*m.name, m.addr));
+    let full = (full || m.state == State::Alive).then_some((entry.name(), m.addr));
     let accusers = entry.suspicion.as_ref().map(|s| s.accusers).unwrap_or_default();
     Update {
         nid,

@@ -1,77 +1,23 @@
 //! The members we know, their summary hashes, and who of them may be picked.
 
+mod entry;
+
+pub(crate) use entry::{Entry, Suspicion};
+
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use rand::Rng;
 
-use crate::frame::Window;
-use crate::member::{Member, Nid, State};
-use crate::message::{Accusers, MEMBER_BUCKETS};
-use crate::outbox::Dest;
-use crate::wire::mix;
+use crate::member::{Member, Nid};
+use crate::message::MEMBER_BUCKETS;
+use entry::NOT_LIVE;
 
-const NOT_LIVE: u32 = u32::MAX;
-/// In place of incarnation and state in the summary of who is only remembered; no incarnation is that high.
-const REMEMBERED: u64 = u64::MAX;
 /// Steps from a guessed place; hashes need a few, more is a sign of chosen ids.
 const STEPS_MAX: usize = 32;
-
-/// A running suspicion.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Suspicion {
-    pub(crate) since_us: u64,
-    pub(crate) deadline_us: u64,
-    pub(crate) min_us: u64,
-    pub(crate) max_us: u64,
-    pub(crate) accusers: Accusers,
-    /// Our own probe failed since it began.
-    pub(crate) verified: bool,
-    /// It began with a rumour of death: only a failed probe of our own ends it so.
-    pub(crate) rumoured: bool,
-}
-
-/// One member.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    nid: Nid,
-    pub(crate) member: Member,
-    pub(crate) rttvar_us: u32,
-    /// From a disk, ours or a peer's, and confirmed by nobody yet: passed on as a hint only.
-    pub(crate) remembered: bool,
-    /// Boot id and counters of its frames.
-    pub(crate) boot: u64,
-    pub(crate) window: Window,
-    pub(crate) changed_us: u64,
-    pub(crate) suspicion: Option<Box<Suspicion>>,
-    /// Its place in line to be passed on; 0 when it is in no line.
-    pub(crate) news: u64,
-    live_at: u32,
-}
-
-impl Entry {
-    /// Where and for whom to seal.
-    pub(crate) fn dest(&self, nid: Nid) -> Dest {
-        let to = crate::frame::Binding::To { nid, generation: self.member.generation };
-        Dest { addr: self.member.addr, to }
-    }
-
-    fn contribution(&self, nid: Nid) -> u64 {
-        let m = &self.member;
-        if self.remembered {
-            // Which incarnation a disk has seen last says nothing.
-            return mix(nid.0, mix(m.generation, REMEMBERED));
-        }
-        // A suspicion is passing weather and not worth a table comparison.
-        let class = match m.state {
-            State::Alive | State::Suspect => 0,
-            State::Dead => 1,
-            State::Left => 2,
-        };
-        mix(nid.0, mix(m.generation, m.incarnation << 2 | class))
-    }
-}
+/// Neighbouring places in the index of names that one may stand in.
+const NAME_SLOTS: usize = 4;
 
 /// All members, this node included.
 ///
@@ -84,10 +30,11 @@ pub(crate) struct Table {
     order: Vec<(Nid, u32)>,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
-    /// Places of entries by a quick hash of the name, a later one over an earlier one: a guess at whose name it is.
-    names: Vec<u32>,
-    /// Where the last one was found: who is looked up is looked up again in the same breath.
-    last: Cell<usize>,
+    /// Places of entries by a quick hash of the name, with another part of the hash; where there is no room a later one stands
+    /// over an earlier one: a guess at whose name it is.
+    names: Vec<(u32, u32)>,
+    /// Place of the last entry that was found: who is looked up is looked up again in the same breath.
+    last: Cell<u32>,
     me: Nid,
     /// Live members but this node, for O(1) random picks.
     live: Vec<Nid>,
@@ -131,34 +78,73 @@ impl Table {
     }
 
     pub(crate) fn get(&self, nid: Nid) -> Option<&Entry> {
-        let at = self.find(nid).ok()?;
-        self.entry(self.order.get(at)?.1)
+        self.entry(self.place(nid)?)
+    }
+
+    /// Where its entry is.
+    fn place(&self, nid: Nid) -> Option<u32> {
+        let last = self.last.get();
+        if self.entry(last).is_some_and(|e| e.nid == nid) {
+            return Some(last);
+        }
+        let place = self.order.get(self.find(nid).ok()?)?.1;
+        self.last.set(place);
+        Some(place)
+    }
+
+    /// Place of the entry that was found last.
+    pub(crate) fn last(&self) -> u32 {
+        self.last.get()
+    }
+
+    /// The same as [`Table::get`], for one whose entry was at that place some time ago.
+    pub(crate) fn get_at(&self, place: u32, nid: Nid) -> Option<&Entry> {
+        self.last.set(place);
+        self.get(nid)
     }
 
     /// [`Nid::of`], which takes longer than all else about a piece of known news: from the table when the name is in it.
     pub(crate) fn nid_of(&self, name: &str) -> Nid {
-        let place = self.names.get(quick_hash(name) & self.names.len().wrapping_sub(1));
-        match place.and_then(|place| self.entry(*place)) {
-            Some(entry) if *entry.member.name == *name => entry.nid,
-            _ => Nid::of(name),
-        }
+        self.named(name).map_or_else(|| Nid::of(name), |entry| entry.nid)
+    }
+
+    /// By name, if the index has it.
+    fn named(&self, name: &str) -> Option<&Entry> {
+        let hash = quick_hash(name);
+        let (place, entry) = self.name_slots(hash).find_map(|at| {
+            let (tag, place) = *self.names.get(at)?;
+            let entry = self.entry(place).filter(|_| tag == tag_of(hash))?;
+            entry.is_named(name).then_some((place, entry))
+        })?;
+        self.last.set(place);
+        Some(entry)
+    }
+
+    /// Where a name of this hash may stand.
+    fn name_slots(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
+        let mask = self.names.len().wrapping_sub(1);
+        (0..NAME_SLOTS).map(move |step| (hash as usize).wrapping_add(step) & mask)
     }
 
     fn note_name(&mut self, place: u32) {
         if self.entries.len() * 2 > self.names.len() {
             // Twice as many as names, at least, and a power of two.
             let len = (self.entries.len() * 2).next_power_of_two();
-            self.names = vec![u32::MAX; len];
+            self.names = vec![(0, u32::MAX); len];
             (0..self.entries.len() as u32).for_each(|place| self.set_name(place));
         }
         self.set_name(place);
     }
 
     fn set_name(&mut self, place: u32) {
-        let mask = self.names.len().wrapping_sub(1);
-        let Some(at) = self.entry(place).map(|e| quick_hash(&e.member.name) & mask) else { return };
-        if let Some(slot) = self.names.get_mut(at) {
-            *slot = place;
+        let Some(hash) = self.entry(place).map(|e| quick_hash(e.name())) else { return };
+        let stale = |at: &usize| {
+            let other = self.names.get(*at).map_or(u32::MAX, |(_, other)| *other);
+            other == place || self.entry(other).is_none()
+        };
+        let free = self.name_slots(hash).find(stale).or(self.name_slots(hash).next());
+        if let Some(slot) = free.and_then(|at| self.names.get_mut(at)) {
+            *slot = (tag_of(hash), place);
         }
     }
 
@@ -167,25 +153,12 @@ impl Table {
     }
 
     fn get_mut(&mut self, nid: Nid) -> Option<&mut Entry> {
-        let at = self.find(nid).ok()?;
-        let place = self.order.get(at)?.1;
+        let place = self.place(nid)?;
         self.entries.get_mut(place as usize)?.as_mut()
     }
 
     /// Where an id stands in the order, or would stand: a guess from its value, then a step at a time.
     fn find(&self, nid: Nid) -> Result<usize, usize> {
-        let last = self.last.get();
-        if self.order.get(last).is_some_and(|(other, _)| *other == nid) {
-            return Ok(last);
-        }
-        let found = self.seek(nid);
-        if let Ok(at) = found {
-            self.last.set(at);
-        }
-        found
-    }
-
-    fn seek(&self, nid: Nid) -> Result<usize, usize> {
         let count = self.order.len();
         let guess = (u128::from(nid.0) * count as u128) >> 64;
         let mut at = (guess as usize).min(count);
@@ -208,7 +181,10 @@ impl Table {
     /// The entries from one place in the order to another.
     fn between(&self, places: Range<usize>) -> impl Iterator<Item = (Nid, &Entry)> {
         let order = self.order.get(places).unwrap_or_default();
-        order.iter().filter_map(|(nid, place)| Some((*nid, self.entry(*place)?)))
+        order.iter().filter_map(|(nid, place)| {
+            self.last.set(*place);
+            Some((*nid, self.entry(*place)?))
+        })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Nid, &Entry)> {
@@ -221,24 +197,15 @@ impl Table {
     }
 
     pub(crate) fn insert(&mut self, nid: Nid, member: Member, remembered: bool, now_us: u64) {
-        let entry = Entry {
-            nid,
-            member,
-            rttvar_us: 0,
-            remembered,
-            boot: 0,
-            window: Window::default(),
-            changed_us: now_us,
-            suspicion: None,
-            news: 0,
-            live_at: NOT_LIVE,
-        };
+        let entry = Entry::new(nid, member, remembered, now_us);
         match self.find(nid) {
             // The caller has looked; a second one takes the place of the first.
             Ok(_) => {
                 self.toggle(nid);
                 if let Some(known) = self.get_mut(nid) {
-                    *known = Entry { live_at: known.live_at, news: known.news, ..entry };
+                    let (live_at, news) = (known.live_at, known.news);
+                    *known = entry;
+                    (known.live_at, known.news) = (live_at, news);
                 }
             }
             Err(at) => {
@@ -396,11 +363,15 @@ impl Table {
 }
 
 /// FNV-1a, for a guess that is checked. Chosen names cost what all names cost without it.
-fn quick_hash(name: &str) -> usize {
+fn quick_hash(name: &str) -> u64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
-    (hash ^ hash >> 32) as usize
+    hash ^ hash >> 32
+}
+
+fn tag_of(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 /// Uniform below `bound` (which is at least 1), by multiply and shift.
@@ -421,6 +392,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::member::State;
 
     fn member(name: &str) -> Member {
         let addr = SocketAddr::from(([10, 0, 0, 1], 7400));
