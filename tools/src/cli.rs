@@ -487,6 +487,9 @@ pub struct Pack {
     /// Working directory
     #[arg(short, long, default_value = "")]
     pub workdir: String,
+    /// Signal that asks the program to end; SIGTERM where none is given
+    #[arg(long, default_value = "", value_name = "SIGNAL")]
+    pub stop_signal: String,
 }
 
 /// `quelea keys`.

@@ -52,7 +52,7 @@ pub(super) fn fill(
     container.ready = from.ready.as_ref().map(probe);
     container.live = from.live.as_ref().map(probe);
     container.start = from.start.as_ref().map(probe);
-    container.stop = stop(from, image)?;
+    container.stop = stop(&from.stop, &of_image(|i| &i.config.stop_signal))?;
     container.stdin = match from.stdin {
         spec::Stdin::None => Stdin::Null,
         spec::Stdin::Pipe => Stdin::Pipe,
@@ -174,11 +174,11 @@ fn probe(from: &spec::Probe) -> Probe {
     }
 }
 
-fn stop(from: &spec::Container, image: Option<&Image>) -> Result<Stop, String> {
-    let of_image = image.map_or("", |image| image.config.stop_signal.as_str());
-    let named = from.stop.signal.as_deref().unwrap_or(of_image);
+/// The spec's signal, else the image's, else SIGTERM.
+fn stop(from: &spec::Stop, of_image: &str) -> Result<Stop, String> {
+    let named = from.signal.as_deref().unwrap_or(of_image);
     let signal = if named.is_empty() { Signal::SIGTERM as i32 } else { signal_number(named)? };
-    let grace_ms = u32::try_from(from.stop.grace_ms).unwrap_or(u32::MAX);
+    let grace_ms = u32::try_from(from.grace_ms).unwrap_or(u32::MAX);
     Ok(Stop { signal, grace_ms })
 }
 
@@ -198,6 +198,18 @@ fn signal_number(text: &str) -> Result<i32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stop_signal_is_the_specs_else_the_images() {
+        let signal = |spec: Option<&str>, image: &str| {
+            let from = spec::Stop { signal: spec.map(str::to_owned), grace_ms: 10 };
+            stop(&from, image).map(|stop| stop.signal)
+        };
+        assert_eq!(signal(None, ""), Ok(15));
+        assert_eq!(signal(None, "SIGQUIT"), Ok(3));
+        assert_eq!(signal(Some("INT"), "SIGQUIT"), Ok(2));
+        assert!(signal(None, "SIGNOPE").is_err());
+    }
 
     #[test]
     fn signals_have_names_and_numbers() {

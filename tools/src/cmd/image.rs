@@ -41,6 +41,7 @@ pub(super) fn pack(args: &cli::Pack, format: Format) -> Result<()> {
         env: args.env.clone(),
         user: args.user.clone(),
         workdir: args.workdir.clone(),
+        stop_signal: args.stop_signal.clone(),
         ..PackOptions::default()
     };
     if let Some(bad) = args.env.iter().find(|pair| !pair.contains('=')) {

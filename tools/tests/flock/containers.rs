@@ -233,6 +233,23 @@ fn what_a_node_grants_by_name_reaches_the_container_that_asks() {
 }
 
 #[test]
+fn the_image_says_by_which_signal_its_program_ends() {
+    let flock = Flock::up("signal", 1);
+    flock.import_tools();
+    let path = |name: &str| flock.dir.join(name).display().to_string();
+    let (root, out) = (path("tools"), path("quits.oci"));
+    let signal = ["--tag", "quits", "--stop-signal", "SIGUSR1"];
+    flock.ok(&[&["image", "pack", &root, "--out", &out], &signal[..]].concat());
+    flock.ok(&["image", "import", &out]);
+    let script = "trap \"\" TERM; trap \"exit 7\" USR1; while :; do sleep 0.05; done";
+    let text = shell("c", script, "").replace("\"tools\"", "\"quits\"");
+    run(&flock, "quits", &app("quits", &text));
+    flock.ok(&["stop", "quits"]);
+    let events = flock.ok(&["events"]);
+    assert!(events.contains("container c exited with code 7"), "{events}");
+}
+
+#[test]
 fn a_container_that_fills_its_layer_is_ended_and_the_disk_given_back() {
     let flock = Flock::up("layer", 1);
     flock.import_tools();
