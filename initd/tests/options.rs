@@ -49,6 +49,39 @@ fn containers_share_a_pid_namespace_when_the_pod_says_so() {
 }
 
 #[test]
+fn containers_of_a_pod_share_network_ipc_and_host_name_and_nothing_else() {
+    if !root_or_skip("share_namespaces") {
+        return;
+    }
+    let bed = Bed::new("namespaces");
+    let container =
+        |name: &str| ContainerSpec { name: name.into(), ..bed.container(&["sleep", "600000"]) };
+    let mut shim = bed.spawn(&bed.pod(vec![container("one"), container("two")]));
+    let mut pids = Vec::new();
+    while pids.len() < 2 {
+        let started = |e: &Event| matches!(e, Event::Started { .. });
+        for event in shim.wait(LONG, started).expect("events") {
+            if let Event::Started { pid, .. } = event {
+                pids.push(pid);
+            }
+        }
+    }
+    let shared = |kind: &str| {
+        let of = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("process");
+        // The network is that of who made the pod where none is given, as here.
+        let ours = of(pids[0]) == of(std::process::id());
+        assert_eq!(ours, kind == "net", "{kind}");
+        of(pids[0]) == of(pids[1])
+    };
+    for (kind, together) in
+        [("net", true), ("ipc", true), ("uts", true), ("pid", false), ("mnt", false)]
+    {
+        assert_eq!(shared(kind), together, "{kind}");
+    }
+    finish(shim);
+}
+
+#[test]
 fn what_a_container_leaves_in_a_shared_pid_namespace_ends_with_it() {
     if !root_or_skip("share_pid_leftovers") {
         return;
