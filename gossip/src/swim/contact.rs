@@ -173,8 +173,8 @@ impl Swim {
     ) {
         let to = Binding::To { nid: u.nid, generation: u.generation };
         let dest = Dest { addr: from, to };
-        let known = self.table.get(u.nid).filter(|e| !e.remembered);
-        let taken = known.filter(|e| {
+        // Also one that is only remembered: what an outlived boot says is dropped all the same.
+        let taken = self.table.get(u.nid).filter(|e| {
             let m = &e.member;
             let same_boot = e.boot == 0 || e.boot == boot;
             m.generation > u.generation || (m.generation == u.generation && !same_boot)
