@@ -297,3 +297,29 @@ impl Node {
         record.api.parse().map_err(|_| format!("{name} has not told where its API is"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_too_many_is_refused_with_what_to_do() {
+        assert_eq!(room(SESSIONS_MAX - 1, "web.0"), Ok(()));
+        let said = room(SESSIONS_MAX, "web.0").unwrap_err();
+        assert!(said.starts_with("web.0: 256 wait for its shim") && said.contains("try again"));
+    }
+
+    /// A shim that repeats itself fills no memory, and its caller hears the first of it.
+    #[tokio::test]
+    async fn news_beyond_what_there_is_to_say_are_not_kept() {
+        let (sender, mut news) = mpsc::channel(NEWS_MAX);
+        let end = |code| {
+            let exit = Exit { code: Some(code), signal: None, oom: false };
+            ExecNews::Exited(exit)
+        };
+        let taken = (0..5).filter(|code| sender.try_send(end(*code)).is_ok()).count();
+        assert_eq!(taken, NEWS_MAX);
+        drop(sender);
+        assert!(matches!(news.recv().await, Some(ExecNews::Exited(Exit { code: Some(0), .. }))));
+    }
+}
