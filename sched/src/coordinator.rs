@@ -68,12 +68,15 @@ impl Turn<'_> {
         let now_us = self.now_us;
         lead.asks.retain(|_, at| *at > now_us);
         lead.avoid.retain(|_, until| *until > now_us);
-        match app.wanted().cloned() {
-            None => self.wind_down(key, &mut lead),
-            Some(_) if app.is_daemon() => {}
+        let slots = match app.wanted().cloned() {
+            None => {
+                self.wind_down(key, &mut lead);
+                None
+            }
+            Some(_) if app.is_daemon() => None,
             Some(spec) => self.service(key, app, &mut lead, &spec, held.is_some()),
-        }
-        self.write_rollout(key, app, &mut lead, held.or(trouble));
+        };
+        self.write_rollout(key, app, &mut lead, held.or(trouble), slots);
         app.lead = Some(lead);
     }
 
@@ -91,7 +94,15 @@ impl Turn<'_> {
         }
     }
 
-    fn service(&mut self, key: &AppKey, app: &App, lead: &mut Lead, spec: &Arc<Spec>, held: bool) {
+    /// Does what is due. The slots, unless something was done after they were gathered.
+    fn service(
+        &mut self,
+        key: &AppKey,
+        app: &App,
+        lead: &mut Lead,
+        spec: &Arc<Spec>,
+        held: bool,
+    ) -> Option<BTreeMap<u32, Slot>> {
         self.chase_offers(key, app, lead);
         self.withdraw(key, app, lead);
         let mut slots = gather(self, key, app, lead);
@@ -103,15 +114,18 @@ impl Turn<'_> {
             slots = gather(self, key, app, lead);
         }
         if held {
-            return;
+            return Some(slots);
         }
         let due = |s: &Slot| match s.best() {
             None => !s.offered,
             Some(best) => !best.current || best.draining,
         };
+        if !slots.range(..spec.replicas).any(|(_, s)| due(s)) {
+            return Some(slots);
+        }
         if !self.in_contact {
-            *self.want_contact |= slots.range(..spec.replicas).any(|(_, s)| due(s));
-            return;
+            *self.want_contact = true;
+            return Some(slots);
         }
         let stops = lead.stops.clone();
         let mut tally = Tally::new(self.view, key, spec, &|id| stops.contains_key(id));
@@ -120,6 +134,7 @@ impl Turn<'_> {
         }
         self.fill(key, app, lead, &slots, &mut tally);
         self.renew(key, app, lead, &slots, &mut tally);
+        None
     }
 
     /// Drops offers that were answered through the map or whose node died; repeats the unanswered.

@@ -82,15 +82,16 @@ pub(crate) fn reject_word(reject: &Reject, spec: &Spec) -> String {
 }
 
 impl Turn<'_> {
-    /// Writes the rollout record when it says something new.
+    /// Writes the rollout record when it says something new. `slots` if they were gathered just now.
     pub(crate) fn write_rollout(
         &mut self,
         key: &AppKey,
         app: &mut App,
         lead: &mut Lead,
         held: Option<&str>,
+        slots: Option<BTreeMap<u32, Slot>>,
     ) {
-        let slots = gather(self, key, app, lead);
+        let slots = slots.unwrap_or_else(|| gather(self, key, app, lead));
         let record = self.rollout(key, app, lead, held, &slots);
         if lead.written.as_ref() == Some(&record) {
             return;
