@@ -6,6 +6,7 @@ mod escape;
 mod flock;
 mod qemu;
 mod run;
+mod sim;
 mod test;
 
 use anyhow::Result;

@@ -143,9 +143,14 @@ pub(crate) fn image(set: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs the simulator, optimised and with assertions.
+/// The simulator, optimised and with assertions.
+pub(crate) fn simulator() -> Command {
+    cargo(&["run", "--profile", "sim", "--quiet", "--locked", "-p", "sim", "--"])
+}
+
+/// Runs the simulator.
 pub(crate) fn sim(args: &[&str]) -> Result<()> {
-    check(cargo(&["run", "--profile", "sim", "--quiet", "--locked", "-p", "sim", "--"]).args(args))
+    check(simulator().args(args))
 }
 
 /// Installs Debian packages whose programs are missing, after saying so.
