@@ -17,10 +17,18 @@ pub(super) fn text(plan: &Told, step: Step, index: usize, errno: Errno) -> Strin
     let errno_text = std::io::Error::from(errno);
     match step {
         Step::Exec => exec(plan, index, errno),
-        Step::Workdir => format!(
-            "working directory {}: {errno_text}",
-            plan.workdir.as_ref().map_or_else(|| "/".into(), |w| w.to_string_lossy())
-        ),
+        Step::Workdir => {
+            let dir = plan.workdir.as_ref().map_or_else(|| "/".into(), |w| w.to_string_lossy());
+            match errno {
+                // Made new where it is not there: a link is in the way, which leads nowhere in the image.
+                Errno::EXIST | Errno::LOOP | Errno::XDEV | Errno::NOENT => format!(
+                    "working directory {dir} leads through a link out of the image or to nowhere ({errno_text}); \
+                     no link is followed out of it"
+                ),
+                Errno::NOTDIR => format!("working directory {dir} is no directory in the image"),
+                _ => format!("working directory {dir}: {errno_text}"),
+            }
+        }
         Step::Ids => format!("becoming {}:{}: {errno_text}", plan.uid, plan.gid),
         Step::Mount | Step::Dev | Step::Sys => {
             let target = plan.targets.get(index).map(|t| t.to_string_lossy());

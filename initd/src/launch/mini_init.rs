@@ -7,7 +7,8 @@ use std::os::fd::RawFd;
 
 use crate::sys;
 
-/// Runs until `program` ends; writes its raw wait status to `report`. *child*: nothing here allocates.
+/// Runs until `program` ends; writes its raw wait status to `report`, and one byte more where it leaves processes behind.
+/// *child*: nothing here allocates.
 pub(super) fn run(program: u32, report: RawFd) -> ! {
     // Signals are blocked already: what came before this line is pending.
     loop {
@@ -18,11 +19,26 @@ pub(super) fn run(program: u32, report: RawFd) -> ! {
         }
         while let Ok(Some((pid, status))) = sys::reap_any() {
             if pid == program {
-                let bytes = status.to_le_bytes();
-                sys::write_raw(report, &bytes);
+                let [a, b, c, d] = status.to_le_bytes();
+                if leaves_others() {
+                    sys::write_raw(report, &[a, b, c, d, 1]);
+                } else {
+                    sys::write_raw(report, &[a, b, c, d]);
+                }
                 // The kernel kills and reaps what is left in the PID namespace.
                 sys::exit(exit_code(status));
             }
+        }
+    }
+}
+
+/// Whether anything still runs here: what the program has left was given to this process before its end was told.
+fn leaves_others() -> bool {
+    loop {
+        match sys::reap_any() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
         }
     }
 }

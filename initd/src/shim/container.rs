@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::core::Input;
 use super::shell::{Shell, wall_ns};
-use super::wire::{Exit, Reply};
+use super::wire::{Exit, Remark, Reply};
 use crate::launch::{self, Context, Failure, Holder, Launched, Plan, Step, Told};
 use crate::log::{Stream, Writer};
 use crate::pod::Stdin;
@@ -35,6 +35,8 @@ pub(super) struct Container {
     pub(super) input: Option<OwnedFd>,
     pub(super) cgroup: Option<PathBuf>,
     pub(super) oom_before: u64,
+    /// It was told that its output is dropped.
+    pub(super) told_of_drops: bool,
     pub(super) last_exit: Option<Exit>,
     pub(super) last_failure: Option<(Step, i32, String)>,
     /// What its liveness or start probe saw last that was wrong.
@@ -165,9 +167,14 @@ impl Shell {
             self.feed(Input::LaunchFailed(i));
             return;
         }
-        let mut exit = exit_of(p.launched.report.as_ref().and_then(read_status).unwrap_or(status));
+        let (status, left) =
+            p.launched.report.as_ref().and_then(read_status).unwrap_or((status, false));
+        let mut exit = exit_of(status);
         exit.oom = c.cgroup.as_ref().is_some_and(|dir| cgroup::oom_kills(dir) > c.oom_before);
         c.last_exit = Some(exit);
+        if left {
+            self.remark(i, Remark::LeftOthers);
+        }
         self.feed(Input::Exited(i, exit));
     }
 }
@@ -187,12 +194,12 @@ pub(super) fn read_report(launched: &Launched) -> Reported {
     }
 }
 
-fn read_status(report: &OwnedFd) -> Option<i32> {
-    let mut bytes = [0u8; 4];
-    match rustix::io::read(report, &mut bytes) {
-        Ok(4) => Some(i32::from_le_bytes(bytes)),
-        _ => None,
-    }
+/// The wait status, and whether processes were left behind.
+fn read_status(report: &OwnedFd) -> Option<(i32, bool)> {
+    let mut bytes = [0u8; 5];
+    let n = rustix::io::read(report, &mut bytes).ok()?;
+    let status = bytes.first_chunk().filter(|_| n >= 4)?;
+    Some((i32::from_le_bytes(*status), n > 4))
 }
 
 pub(super) fn exit_of(status: i32) -> Exit {

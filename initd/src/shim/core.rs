@@ -94,6 +94,13 @@ pub enum Output {
         /// When it is tried again.
         retry_in_ms: Option<u32>,
     },
+    /// Tell: it did not end within its grace, and is killed.
+    Deaf {
+        /// Which.
+        container: usize,
+        /// How long that was.
+        grace_ms: u32,
+    },
     /// Tell: liveness, or its start, gave it up.
     Unhealthy(usize),
     /// Tell: all is over.
@@ -184,6 +191,8 @@ struct Container {
     /// Gave up by liveness: its end counts as a failure.
     unhealthy: bool,
     running_since_us: u64,
+    /// When it was asked to end, until that is known to have been in vain.
+    asked_us: Option<u64>,
 }
 
 /// A pod under supervision.
@@ -220,6 +229,7 @@ impl Supervisor {
             row: 0,
             unhealthy: false,
             running_since_us: 0,
+            asked_us: None,
         };
         Self {
             containers: spec.containers.iter().map(container).collect(),
@@ -380,6 +390,7 @@ impl Supervisor {
         let stopping = self.stopping || self.mains_done();
         let c = self.containers.get_mut(i)?;
         c.unhealthy = false;
+        c.asked_us = None;
         let again = match (c.kind, c.restart) {
             _ if stopping => false,
             (Kind::Init, _) if ok => false,
@@ -480,6 +491,7 @@ impl Supervisor {
             out.push(Output::Kill(i));
         } else {
             c.state = State::Stopping { kill_at_us: now_us + grace_us };
+            c.asked_us = Some(now_us);
             out.push(Output::Signal(i, c.stop.signal));
         }
     }
@@ -491,6 +503,11 @@ impl Supervisor {
             match c.state {
                 State::Stopping { kill_at_us } if kill_at_us <= now_us => {
                     c.state = State::Stopping { kill_at_us: now_us + KILL_AGAIN_US };
+                    if let Some(asked_us) = c.asked_us.take() {
+                        let ms = now_us.saturating_sub(asked_us) / 1000;
+                        let grace_ms = u32::try_from(ms).unwrap_or(u32::MAX);
+                        out.push(Output::Deaf { container: i, grace_ms });
+                    }
                     out.push(Output::Kill(i));
                 }
                 State::Backoff { until_us } if until_us <= now_us && !self.stopping => {

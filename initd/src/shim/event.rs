@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::wire::{Condition, Exit, PodStatus, Reply};
+use super::wire::{Condition, Exit, PodStatus, Remark, Reply};
 use crate::launch::Step;
 
 /// Names a program started by [`Shim::exec`](super::Shim::exec) on this connection.
@@ -66,6 +66,13 @@ pub enum Event {
         container: String,
         /// What the probe saw last.
         text: String,
+    },
+    /// Something that the operator should know.
+    Remark {
+        /// About which container.
+        container: String,
+        /// What.
+        remark: Remark,
     },
     /// The machine could not give something.
     Condition(Condition),
@@ -196,6 +203,7 @@ pub(super) fn event_of(reply: Reply, fds: Vec<OwnedFd>) -> Option<Event> {
         Reply::ConnectFailed { connect, errno, text } => {
             Event::ConnectFailed { connect: ConnectId(connect), errno, text }
         }
+        Reply::Remark { container, remark } => Event::Remark { container, remark },
         Reply::Condition(c) => Event::Condition(c),
         Reply::Unsupported => return None,
         Reply::Terminal { exec } => {

@@ -24,7 +24,9 @@ use std::os::fd::OwnedFd;
 use crate::launch::Empty;
 
 pub use client::{ConnectId, Event, ExecId, PodFds, Shim, last_status};
-pub use wire::{Condition, ContainerState, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus};
+pub use wire::{
+    Condition, ContainerState, ContainerStatus, ExecSpec, Exit, PodPhase, PodStatus, Remark,
+};
 
 pub use zygote::Zygote;
 

@@ -13,7 +13,7 @@ use super::core::{Input, Output, Supervisor, Which};
 use super::join::Joined;
 use super::server::{Client, accept};
 use super::streams::{Attached, Dialing, READS_MAX};
-use super::wire::{self, Condition, ContainerStatus, PodStatus, Reply};
+use super::wire::{self, Condition, ContainerStatus, PodStatus, Remark, Reply};
 use crate::cgroup;
 use crate::error::Result;
 use crate::launch::{Empty, Holder, Step, Volumes};
@@ -210,6 +210,10 @@ impl Shell {
                 let container = self.name(i);
                 self.tell(&Reply::Failed { container, step, errno, text, retry_in_ms });
             }
+            Output::Deaf { container: i, grace_ms } => {
+                let signal = self.spec.containers.get(i).map_or(libc::SIGTERM, |c| c.stop.signal);
+                self.remark(i, Remark::Deaf { signal, grace_ms });
+            }
             Output::Unhealthy(i) => {
                 let seen = self.containers.get_mut(i).map(|c| std::mem::take(&mut c.last_check));
                 let text =
@@ -225,6 +229,11 @@ impl Shell {
             }
         }
         None
+    }
+
+    pub(super) fn remark(&mut self, i: usize, remark: Remark) {
+        let container = self.name(i);
+        self.tell(&Reply::Remark { container, remark });
     }
 
     /// Waits for something to happen or to be due.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::shell::{Shell, wall_ns};
-use super::wire::Reply;
+use super::wire::{Remark, Reply};
 use crate::log::Stream;
 use crate::pod::Stdin;
 
@@ -55,6 +55,16 @@ pub(super) struct Dialing {
 impl Shell {
     /// Reads what a container has written; at its end everything that is left.
     pub(super) fn output(&mut self, i: usize, stream: Stream, reads: usize) {
+        self.drain(i, stream, reads);
+        let Some(c) = self.containers.get_mut(i) else { return };
+        if c.log.as_ref().is_some_and(|log| log.dropped > 0)
+            && !std::mem::replace(&mut c.told_of_drops, true)
+        {
+            self.remark(i, Remark::LogDropped);
+        }
+    }
+
+    fn drain(&mut self, i: usize, stream: Stream, reads: usize) {
         let Some(c) = self.containers.get_mut(i) else { return };
         let (Some(slot), Some(log)) = (c.output.get_mut(stream as usize), &mut c.log) else {
             return;

@@ -121,6 +121,28 @@ pub(crate) enum Reply {
         errno: i32,
         text: String,
     },
+    /// Nobody waits for it. Of an end, or of a stop that is killed, it comes before [`Reply::Exited`].
+    Remark {
+        container: String,
+        remark: Remark,
+    },
+}
+
+/// Something about a container that its operator should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Remark {
+    /// It did not end within its grace and is killed.
+    Deaf {
+        /// The signal that it was sent.
+        signal: i32,
+        /// How long it was waited for.
+        grace_ms: u32,
+    },
+    /// Its program ended and left processes, which end with it.
+    LeftOthers,
+    /// Output was dropped: it writes faster than its log policy lets through, or the disk is full. Told once.
+    LogDropped,
 }
 
 /// Something that the machine could not give.

@@ -107,7 +107,8 @@ fn stop_signals_then_kills_and_does_not_restart() {
     let unready = Output::Ready { container: 0, ready: true, pod_ready: false };
     assert_eq!(out, [Output::Signal(0, 15), unready]);
     assert_eq!(s.next_deadline(), Some(500 * MS));
-    assert_eq!(step(&mut s, 500 * MS, Input::Timer), [Output::Kill(0)]);
+    let deaf = Output::Deaf { container: 0, grace_ms: 500 };
+    assert_eq!(step(&mut s, 500 * MS, Input::Timer), [deaf, Output::Kill(0)]);
     assert_eq!(step(&mut s, 1500 * MS, Input::Timer), [Output::Kill(0)]);
     let out = step(&mut s, 1501 * MS, Input::Exited(0, BAD));
     assert_eq!(out.last(), Some(&Output::Stopped));
@@ -124,7 +125,8 @@ fn a_second_stop_may_be_shorter_not_longer() {
     step(&mut s, 10, Input::Stop { grace_ms: Some(9000) });
     assert_eq!(s.next_deadline(), Some(5000 * MS));
     step(&mut s, 20, Input::Stop { grace_ms: Some(1) });
-    assert_eq!(step(&mut s, 20 + MS, Input::Timer), [Output::Kill(0)]);
+    let deaf = Output::Deaf { container: 0, grace_ms: 1 };
+    assert_eq!(step(&mut s, 20 + MS, Input::Timer), [deaf, Output::Kill(0)]);
 }
 
 #[test]
