@@ -186,6 +186,11 @@ pub enum Observed {
         /// Trying again here may help: admission does so, up to [`LOCAL_TRIES_MAX`] times.
         retryable: bool,
     },
+    /// What its operator should know of it while it runs; empty takes it back.
+    Noted {
+        /// For people.
+        note: String,
+    },
     /// Nothing of it is left: the answer to [`Output::Stop`], or its shim is gone.
     Gone,
 }
@@ -214,6 +219,7 @@ impl Claim {
 
 /// What the caller has to do.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a few at a time, taken apart at once")]
 pub enum Output {
     /// Write a record of this node, or a rollout record.
     Put {

@@ -246,7 +246,7 @@ impl Flock {
 
     fn observe(&mut self, node: usize, pod: usize, what: usize) {
         let Some(claim) = self.pods[node].keys().nth(pod % PODS as usize).cloned() else { return };
-        let observed = match what % 6 {
+        let observed = match what % 7 {
             0 => Observed::Pulling,
             1 => Observed::Starting { ip: "100.64.0.9".into() },
             2 => Observed::Running { ip: "100.64.0.9".into(), ready: true },
@@ -258,7 +258,8 @@ impl Flock {
                 reason: "x".into(),
             },
             4 => Observed::Failed { reason: "y".into(), retryable: what.is_multiple_of(4) },
-            _ => Observed::Gone,
+            5 => Observed::Gone,
+            _ => Observed::Noted { note: "z".into() },
         };
         // What failed was cleaned up, what is gone is gone.
         if matches!(observed, Observed::Failed { .. } | Observed::Gone) {

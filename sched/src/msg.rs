@@ -229,6 +229,7 @@ pub fn brief(record: &ClaimRecord) -> Vec<u8> {
     let mut record = record.clone();
     record.ports.clear();
     shorten(&mut record.reason, REASON_MAX);
+    shorten(&mut record.note, REASON_MAX);
     record.encode()
 }
 

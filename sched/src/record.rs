@@ -126,6 +126,8 @@ tagged! {
         20 => node: String,
         /// A daemon's pod: named after its node.
         21 => daemon: bool,
+        /// What its operator should know of it while it runs: that it is at a bound, for one. Empty when there is nothing.
+        22 => note: String,
     }
 }
 
@@ -136,6 +138,10 @@ impl NodeRecord {
         self.drain || !self.wish.is_empty()
     }
 }
+
+/// Of a pod that is being stopped.
+const STOPPING_WORDS: &str =
+    "it was told to end; what does not is killed when its grace is over (`stop`)";
 
 impl ClaimRecord {
     /// `<app>.<slot>`, for a daemon `<app>.<node>`.
@@ -151,12 +157,21 @@ impl ClaimRecord {
     /// What there is to say of it in one line: why it is not ready, if it runs and is not, else what its node says.
     #[must_use]
     pub fn said(&self) -> String {
-        let waits = self.state == ClaimState::Running && !self.ready;
-        match (waits, self.reason.as_str()) {
-            (true, "") => "its probes have not passed".into(),
-            (true, before) => format!("its probes have not passed; before that: {before}"),
-            (false, reason) => reason.to_owned(),
+        let now = match self.state {
+            ClaimState::Running if !self.ready => "its probes have not passed",
+            ClaimState::Stopping => STOPPING_WORDS,
+            _ => "",
+        };
+        let mut said = match (now, self.reason.as_str()) {
+            ("", reason) => reason.to_owned(),
+            (now, "") => now.to_owned(),
+            (now, before) => format!("{now}; before that: {before}"),
+        };
+        if !self.note.is_empty() {
+            said.push_str(if said.is_empty() { "" } else { "; " });
+            said.push_str(&self.note);
         }
+        said
     }
 
     /// True while it holds resources on its node.

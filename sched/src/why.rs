@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::App;
 use crate::place::{Question, Reject, Rejections, Tally};
-use crate::record::ClaimState;
+use crate::record::{ClaimRecord, ClaimState};
 use crate::sched::Sched;
 use crate::spec::units::{show_cpu, show_size};
 use crate::spec::{Kind, Spec};
@@ -44,6 +44,9 @@ pub struct Why {
     /// The last failure of this generation, of which nothing is left to be seen; empty where there was none.
     #[serde(default)]
     pub past: String,
+    /// What is to be known of pods that are ready, or that have not ended yet: one line each, at most [`SLOTS_MAX`].
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// Slots explained one by one.
@@ -88,7 +91,8 @@ impl fmt::Display for Why {
             return write!(f, "{name}: no such app");
         }
         if self.stopped {
-            return write!(f, "{name}: stopped (generation {})", self.generation);
+            write!(f, "{name}: stopped (generation {})", self.generation)?;
+            return self.notes.iter().try_for_each(|note| write!(f, "\n  {note}"));
         }
         write!(
             f,
@@ -128,6 +132,9 @@ impl fmt::Display for Why {
         if !self.past.is_empty() {
             write!(f, "\n  last failure of this generation: {}", self.past)?;
         }
+        for note in &self.notes {
+            write!(f, "\n  {note}")?;
+        }
         Ok(())
     }
 }
@@ -147,6 +154,16 @@ impl Sched {
         why.ready = counts.ready;
         why.coordinator = app.winner.as_ref().map(|(_, w)| w.clone()).unwrap_or_default();
         why.held = self.held().unwrap_or_else(|| Sched::trouble(app)).to_owned();
+        let tells = |r: &ClaimRecord| {
+            r.holds()
+                && if app.stopped { !r.said().is_empty() } else { r.ready && !r.note.is_empty() }
+        };
+        let claims = self.view.claims_of(&key).map(|(_, claim)| &claim.record);
+        let line = |r: &ClaimRecord| {
+            let said = if app.stopped { r.said() } else { r.note.clone() };
+            format!("{} {} on {}: {said}", r.pod_name(), r.state.as_str(), r.node)
+        };
+        why.notes = claims.filter(|r| tells(r)).take(SLOTS_MAX).map(line).collect();
         let Some(spec) = app.wanted() else { return why };
         let missing = if spec.kind == Kind::Daemon {
             self.missing_daemons(&key, app, spec)

@@ -57,6 +57,24 @@ fn text() -> impl Strategy<Value = String> {
     "[a-z0-9.-]{0,20}"
 }
 
+#[test]
+fn a_claim_says_in_one_line_what_is_to_be_known() {
+    let said = |state, ready, reason: &str, note: &str| {
+        let (reason, note) = (reason.into(), note.into());
+        ClaimRecord { state, ready, reason, note, ..ClaimRecord::default() }.said()
+    };
+    let (running, stopping) = (ClaimState::Running, ClaimState::Stopping);
+    assert_eq!(said(running, true, "", ""), "");
+    assert_eq!(said(running, true, "", "full"), "full");
+    assert_eq!(said(running, true, "exited", "full"), "exited; full");
+    assert_eq!(said(running, false, "", "full"), "its probes have not passed; full");
+    let before = "its probes have not passed; before that: exited";
+    assert_eq!(said(running, false, "exited", ""), before);
+    assert!(said(stopping, false, "", "").starts_with("it was told to end"));
+    assert!(said(stopping, false, "exited", "").ends_with("; before that: exited"));
+    assert_eq!(said(ClaimState::Failed, false, "no room", ""), "no room");
+}
+
 proptest! {
     #[test]
     fn claims_round_trip(
@@ -73,7 +91,7 @@ proptest! {
             namespace, app, ip, reason, ports, state, ready, unique_host, daemon,
             slot: numbers[0], restarts: numbers[1], generation: longs[0], template: longs[1],
             created_ms: longs[2], started_ms: longs[3], cpu_milli: longs[4], memory_bytes: longs[5],
-            seq: longs[6], offer: longs[7], term: longs[8], node: "n".into(),
+            seq: longs[6], offer: longs[7], term: longs[8], node: "n".into(), note: "full".into(),
         };
         prop_assert_eq!(ClaimRecord::decode(&record.encode()), Ok(record));
     }

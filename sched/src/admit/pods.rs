@@ -21,6 +21,17 @@ impl Admit {
             }
             return;
         };
+        let observed = match observed {
+            Observed::Noted { mut note } => {
+                shorten(&mut note, REASON_MAX);
+                if mine.record.note != note {
+                    mine.record.note = note;
+                    self.publish(turn, id);
+                }
+                return;
+            }
+            other => other,
+        };
         if matches!(mine.phase, Phase::Stopping(_)) {
             if matches!(observed, Observed::Gone | Observed::Failed { .. }) {
                 self.remove(turn, id);
@@ -50,6 +61,8 @@ impl Admit {
                 (r.state, r.ready, r.restarts) = (ClaimState::Exited, false, restarts);
                 r.reason = exit_text(code, signal, oom, &reason);
             }
+            // Above.
+            Observed::Noted { .. } => {}
         }
         shorten(&mut r.ip, 64);
         shorten(&mut r.reason, REASON_MAX);
@@ -108,6 +121,7 @@ impl Admit {
         mine.tries += 1;
         mine.record.ready = false;
         mine.record.reason = reason.clone();
+        mine.record.note.clear();
         let again = retryable && mine.tries < LOCAL_TRIES_MAX && mine.spec.is_some();
         if again {
             let wait = turn.jitter_us(backoff_ms(RETRY_MS, u64::MAX, mine.tries));

@@ -23,7 +23,10 @@ const DAY_MS: u64 = 86_400_000;
 pub(super) fn parse(text: &str, file: &str, stored: bool) -> Result<Spec, Vec<Diagnostic>> {
     let mut cx = Cx::new(file, text, stored);
     if text.len() > TEXT_MAX {
-        let message = format!("the spec has {} bytes; at most {TEXT_MAX} are allowed", text.len());
+        let message = format!(
+            "the spec has {} bytes; at most {TEXT_MAX} are allowed: put what is large (files, a long `env`) into the image",
+            text.len()
+        );
         cx.error(0..0, message);
         return Err(cx.finish());
     }
