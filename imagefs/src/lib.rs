@@ -40,8 +40,8 @@
 //! # Deliberately not here
 //!
 //! Registries and peers' transport (bytes come in through [`Ingest::write`] and go out through [`Store::open_blob`]), lazy
-//! loading, fs-verity enforcement by the kernel. An upper on disk has no bound here ([`Upper::Tmpfs`] has one): who gives the directory
-//! measures it (`agent::disk`).
+//! loading, fs-verity enforcement by the kernel. An upper on disk has no bound here where its file system has no project quotas: who
+//! gives the directory measures it (`agent::disk`).
 
 mod decompress;
 mod digest;
@@ -54,6 +54,7 @@ mod import;
 mod mount;
 pub mod oci;
 mod pack;
+pub mod quota;
 mod record;
 mod store;
 mod sys;

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use crate::digest::Digest;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::quota::Quota;
 use crate::record::Image;
 use crate::store::Store;
 use holder::Holder;
@@ -38,6 +39,8 @@ pub enum Upper {
     Disk {
         /// Emptied first; removed at release. [`Store::upper_dir`] gives one beside the layers.
         dir: PathBuf,
+        /// What it may hold, where its file system bounds that.
+        quota: Option<Quota>,
     },
     /// Memory, limited.
     Tmpfs {

@@ -1,4 +1,4 @@
-//! System calls that rustix lacks: mount_setattr(2) and the ioctls of loop devices (loop(4)).
+//! System calls that rustix lacks: mount_setattr(2), the ioctls of loop devices (loop(4)), projects and quotactl_fd(2).
 
 #![allow(unsafe_code)]
 
@@ -134,4 +134,90 @@ pub(crate) fn attach_loop(file: &File) -> Result<(File, PathBuf), Errno> {
         }
     }
     Err(Errno::BUSY)
+}
+
+/// struct fsxattr of linux/fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct FsXattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
+const FS_XFLAG_PROJINHERIT: u32 = 0x200;
+
+fn fs_xattr(dir: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    let mut attr = FsXattr::default();
+    // SAFETY: the fd is open and `attr` is a struct fsxattr that the kernel fills.
+    let r = unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attr) };
+    if r == 0 { Ok(attr) } else { Err(last_errno()) }
+}
+
+/// The project of a file or directory.
+pub(crate) fn project(dir: BorrowedFd<'_>) -> Result<u32, Errno> {
+    Ok(fs_xattr(dir)?.projid)
+}
+
+/// Makes a directory, and what is made in it from now on, count for a project.
+pub(crate) fn set_project(dir: BorrowedFd<'_>, project: u32) -> Result<(), Errno> {
+    let mut attr = fs_xattr(dir)?;
+    attr.projid = project;
+    attr.xflags |= FS_XFLAG_PROJINHERIT;
+    // SAFETY: the fd is open and `attr` is a struct fsxattr that the kernel only reads.
+    let r = unsafe { libc::ioctl(dir.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr) };
+    if r == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// struct if_dqblk of linux/quota.h.
+#[repr(C)]
+#[derive(Default)]
+struct DqBlk {
+    bhardlimit: u64,
+    bsoftlimit: u64,
+    curspace: u64,
+    ihardlimit: u64,
+    isoftlimit: u64,
+    curinodes: u64,
+    btime: u64,
+    itime: u64,
+    valid: u32,
+}
+
+/// Limits count in blocks of so many bytes (`QIF_DQBLKSIZE`), on every file system.
+const QUOTA_BLOCK_BYTES: u64 = 1024;
+/// `QCMD(Q_SETQUOTA, PRJQUOTA)`.
+const SET_PROJECT_QUOTA: u32 = 0x80_0008 << 8 | 2;
+/// `QIF_LIMITS`: only the limits are meant.
+const LIMITS: u32 = 1 | 4;
+
+/// Bounds a project of the file system that `on` is on (quotactl_fd(2), Linux 5.14).
+pub(crate) fn set_quota(
+    on: BorrowedFd<'_>,
+    project: u32,
+    bytes: u64,
+    files: u64,
+) -> Result<(), Errno> {
+    let limits = DqBlk {
+        bhardlimit: bytes / QUOTA_BLOCK_BYTES,
+        ihardlimit: files,
+        valid: LIMITS,
+        ..DqBlk::default()
+    };
+    // SAFETY: the fd is open; `limits` is a struct if_dqblk that the kernel only reads.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_quotactl_fd,
+            on.as_raw_fd(),
+            SET_PROJECT_QUOTA,
+            project,
+            &raw const limits,
+        )
+    };
+    if r == 0 { Ok(()) } else { Err(last_errno()) }
 }

@@ -36,7 +36,9 @@ impl Holder {
     pub(super) fn new(ctr_dir: PathBuf, layers: Vec<Digest>, upper: &Upper) -> Holder {
         let upper_dir = match upper {
             // A later process may run elsewhere.
-            Upper::Disk { dir } => Some(std::path::absolute(dir).unwrap_or_else(|_| dir.clone())),
+            Upper::Disk { dir, .. } => {
+                Some(std::path::absolute(dir).unwrap_or_else(|_| dir.clone()))
+            }
             Upper::Tmpfs { .. } => None,
         };
         Holder { ctr_dir, layers, upper_dir }

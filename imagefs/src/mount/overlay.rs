@@ -13,6 +13,7 @@ use super::inherit::{self, Lower};
 use crate::digest::Digest;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::quota;
 
 /// Owner that an idmapped mount shows for ids its map lacks (/proc/sys/fs/overflowuid's default).
 const OVERFLOW_ID: u32 = 65534;
@@ -87,7 +88,12 @@ pub(super) fn take_down(holder: &Holder) -> Result<()> {
         remove_empty(dir)?;
     }
     match &holder.upper_dir {
-        Some(dir) => disk::remove_tree(dir),
+        Some(dir) => {
+            let project = quota::project(dir);
+            disk::remove_tree(dir)?;
+            quota::forget(dir.parent().unwrap_or(dir), project);
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -154,9 +160,12 @@ fn open_lowers(layers: &[Layer], paths: &[PathBuf]) -> Result<Vec<Lower>> {
 
 fn make_upper(holder: &Holder, upper: &Upper) -> Result<PathBuf> {
     match upper {
-        Upper::Disk { dir } => {
+        Upper::Disk { dir, quota } => {
             disk::remove_tree(dir)?;
             std::fs::create_dir_all(dir).map_err(|e| Error::io("mkdir", dir, e))?;
+            if let Some(quota) = quota {
+                quota::set(dir, *quota).map_err(|e| Error::io("set the quota of", dir, e))?;
+            }
             Ok(dir.clone())
         }
         Upper::Tmpfs { size_bytes } => {

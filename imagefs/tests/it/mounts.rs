@@ -207,7 +207,7 @@ fn layers_are_shared_counted_and_survive_a_restart() {
     let run = s.join("run");
     let counts = |m: &Mounts| m.layers().map(|(_, n)| n).collect::<Vec<_>>();
     let mut mounts = Mounts::new(&run).unwrap();
-    let disk = |n: &str| Upper::Disk { dir: store.upper_dir(n) };
+    let disk = |n: &str| Upper::Disk { dir: store.upper_dir(n), quota: None };
     let a = mounts.assemble(&store, &image, &s.join("c/a"), disk("a"), None).unwrap().path;
     let b = mounts.assemble(&store, &image, &s.join("c/b"), MIB, None).unwrap().path;
     assert_eq!(counts(&mounts), [2, 2]);
@@ -258,7 +258,7 @@ fn a_power_cut_leaves_leftovers_that_a_sweep_removes() {
     std::thread::spawn(move || {
         assert!(private_mounts("power cut"));
         let mut mounts = Mounts::new(&r).unwrap();
-        mounts.assemble(&st, &im, &c, Upper::Disk { dir: u }, None).unwrap();
+        mounts.assemble(&st, &im, &c, Upper::Disk { dir: u, quota: None }, None).unwrap();
     })
     .join()
     .unwrap();
@@ -313,7 +313,7 @@ fn long_paths_and_images_without_layers() {
     let s = Scratch::below(&deep, "s");
     let (store, image) = store_with(&s, &[tar(&[M::File("a", b"1")]), tar(&[M::File("b", b"2")])]);
     let mut mounts = Mounts::new(s.join("run")).unwrap();
-    let upper = Upper::Disk { dir: store.upper_dir("c") };
+    let upper = Upper::Disk { dir: store.upper_dir("c"), quota: None };
     let root = mounts.assemble(&store, &image, &s.join("c"), upper, None).unwrap().path;
     assert_eq!(fs::read(root.join("a")).unwrap(), b"1");
     mounts.release(&s.join("c")).unwrap();
@@ -383,7 +383,7 @@ fn everything_is_shifted_by_a_user_namespace() {
     let image = store.get(&record.manifest_digest).unwrap().unwrap();
     let mut mounts = Mounts::new(s.join("run")).unwrap();
     let user = ns.open();
-    for upper in [MIB, Upper::Disk { dir: store.upper_dir("c") }] {
+    for upper in [MIB, Upper::Disk { dir: store.upper_dir("c"), quota: None }] {
         let fd = Some(user.as_fd());
         let root = mounts.assemble(&store, &image, &s.join("c"), upper, fd).unwrap().path;
         let owner = |p: &str| {

@@ -94,7 +94,7 @@ fn from_a_directory_to_another_nodes_container() {
     assert_eq!(image.config.working_dir, "/etc");
 
     let mut mounts = Mounts::new(s.join("run")).unwrap();
-    let upper = Upper::Disk { dir: two.upper_dir("c1") };
+    let upper = Upper::Disk { dir: two.upper_dir("c1"), quota: None };
     let rootfs = mounts.assemble(&two, &image, &s.join("c1"), upper, None).unwrap();
     println!("backing: {:?}", mounts.backing());
     compare(&root, &rootfs.path, 0);
