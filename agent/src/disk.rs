@@ -1,7 +1,8 @@
 //! What a container may write beside its image: the bound, and what it holds of it.
 //!
-//! Where the layer lies in memory it is a file system of its own with that size, and the program gets ENOSPC. On a disk it is
-//! measured from time to time, and a pod that holds more is ended and torn down, which gives the disk back.
+//! Where the layer lies in memory it is a file system of its own with that size, and the program gets ENOSPC. On a disk with project
+//! quotas it gets EDQUOT. On any other disk it is measured from time to time, and a pod that holds more is ended and torn down,
+//! which gives the disk back. A layer that is full, where that does not end its pod, is told in `ps` and `why`.
 //!
 //! Not counted: files that are deleted and still open.
 
@@ -11,6 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use imagefs::quota::{self, Quota};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 use sched::spec::units::show_size;
@@ -40,17 +42,100 @@ pub fn allowed_bytes(asked: Option<u64>, disk_bytes: u64) -> u64 {
     asked.unwrap_or(DEFAULT_BYTES.min(part))
 }
 
-/// Size of the file system at `path` in bytes, and whether it is in memory.
+/// What a file system tells of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Its size; 0 where it does not tell. Below a directory with a quota: that.
+    pub bytes: u64,
+    /// What can still be written.
+    pub free_bytes: u64,
+    /// It is memory.
+    pub in_memory: bool,
+}
+
+/// The file system at `path`.
 ///
 /// # Errors
 /// `statfs` failed.
-pub fn file_system(path: &Path) -> Result<(u64, bool)> {
+pub fn file_system(path: &Path) -> Result<Room> {
     let seen = rustix::fs::statfs(path)?;
     let block = u64::try_from(seen.f_bsize).unwrap_or(0);
     // The kernel's word has other widths on other machines; magics have 32 bits.
     let magic = seen.f_type as u64 & 0xffff_ffff;
-    Ok((seen.f_blocks.saturating_mul(block), matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC)))
+    Ok(Room {
+        bytes: seen.f_blocks.saturating_mul(block),
+        free_bytes: seen.f_bavail.saturating_mul(block),
+        in_memory: matches!(magic, TMPFS_MAGIC | RAMFS_MAGIC),
+    })
 }
+
+/// How layers are bounded on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bounding {
+    /// Each is a file system in memory, of its own size.
+    Memory,
+    /// The disk refuses a write that is too much.
+    Quota,
+    /// They are measured every [`EVERY_US`]: why the disk does not do it.
+    Looks(String),
+}
+
+impl fmt::Display for Bounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("in memory, each with its own size"),
+            Self::Quota => f.write_str("on disk, bounded by project quotas"),
+            Self::Looks(why) => {
+                write!(f, "on disk, measured every {} s: {why}", EVERY_US / 1_000_000)
+            }
+        }
+    }
+}
+
+/// The first project number of layers; a pod's slot and its container's place come on top. Below are the administrator's own.
+const PROJECT_BASE: u32 = 0x5155_0000;
+/// Tries whether quotas work; no layer has it.
+const PROJECT_PROBE: u32 = PROJECT_BASE - 1;
+/// What it is tried with; less than any disk has.
+const PROBE_BYTES: u64 = 4 << 20;
+
+/// Finds out by trying, in a directory that is made below `layers` and removed.
+pub fn bounding(layers: &Path) -> Bounding {
+    let tried = || -> Result<Bounding> {
+        if file_system(layers)?.in_memory {
+            return Ok(Bounding::Memory);
+        }
+        let dir = layers.join("quota-probe");
+        match rustix::fs::mkdir(&dir, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        let quota = Quota { project: PROJECT_PROBE, bytes: PROBE_BYTES, files: 0 };
+        let set = quota::set(&dir, quota);
+        // Seen through a quota that is kept, the disk has just that size.
+        let seen = file_system(&dir);
+        let _ = std::fs::remove_dir(&dir);
+        set?;
+        Ok(if seen?.bytes == PROBE_BYTES {
+            Bounding::Quota
+        } else {
+            Bounding::Looks("its project quotas count and do not refuse".into())
+        })
+    };
+    tried().unwrap_or_else(|error| Bounding::Looks(format!("it has no project quotas ({error})")))
+}
+
+/// The quota of a pod's container: `slot` is unique among the pods of a node, `at` its place in the spec.
+pub fn layer_quota(slot: u32, at: usize, bytes: u64) -> Quota {
+    let of_pod = u32::try_from(at).unwrap_or(0) % CONTAINERS;
+    Quota { project: PROJECT_BASE + slot * CONTAINERS + of_pod, bytes, files: ENTRIES_MAX }
+}
+
+/// Numbers of a pod: as many as a spec may have containers.
+#[allow(clippy::cast_possible_truncation, reason = "sixteen")]
+const CONTAINERS: u32 = sched::spec::CONTAINERS_MAX as u32;
+/// A layer with less room than this is full: a write of a usual size fails.
+const FULL_BYTES: u64 = 64 << 10;
 
 /// The writable layer of one container.
 #[derive(Clone, Debug)]
@@ -61,6 +146,10 @@ pub struct Layer {
     pub container: String,
     /// Where it is.
     pub dir: PathBuf,
+    /// Its root file system, which has the layer's bound where the layer has one of its own.
+    pub root: PathBuf,
+    /// Its cgroup.
+    pub cgroup: Option<PathBuf>,
     /// What the spec allows, bytes.
     pub asked: Option<u64>,
 }
@@ -126,6 +215,8 @@ impl Held {
 pub struct Seen {
     /// Claims and containers that hold too much.
     pub over: Vec<(String, String, Over)>,
+    /// Claims and containers, and what is to be known of each: empty where that is nothing.
+    pub notes: Vec<(String, String, String)>,
     /// How long it took.
     pub took_us: u64,
 }
@@ -141,11 +232,12 @@ impl Seen {
 /// Measures layers, one after the other. One that is gone, or is none on a disk, holds nothing.
 pub fn look(layers: &[Layer]) -> Seen {
     let started = Instant::now();
-    let mut over = Vec::new();
+    let (mut over, mut notes) = (Vec::new(), Vec::new());
     for layer in layers {
-        let measured = file_system(&layer.dir).and_then(|(disk_bytes, _)| {
-            Ok(measure(&layer.dir)?.over(allowed_bytes(layer.asked, disk_bytes)))
-        });
+        let words: Vec<String> = [full(layer), crowded(layer)].into_iter().flatten().collect();
+        notes.push((layer.claim.clone(), layer.container.clone(), words.join("; ")));
+        let measured = file_system(layer.dir.parent().unwrap_or(&layer.dir))
+            .and_then(|disk| Ok(measure(&layer.dir)?.over(allowed_bytes(layer.asked, disk.bytes))));
         match measured {
             Ok(Some(why)) => over.push((layer.claim.clone(), layer.container.clone(), why)),
             Ok(None) | Err(Errno::NOENT) => {}
@@ -154,7 +246,34 @@ pub fn look(layers: &[Layer]) -> Seen {
             }
         }
     }
-    Seen { over, took_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX) }
+    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Seen { over, notes, took_us }
+}
+
+/// A layer with a bound of its own that is reached: its container goes on, and its writes fail.
+fn full(layer: &Layer) -> Option<String> {
+    let own = file_system(&layer.root).ok()?;
+    let disk = file_system(layer.dir.parent()?.parent()?).ok()?;
+    if own.free_bytes >= FULL_BYTES || own.bytes == disk.bytes {
+        return None;
+    }
+    let (name, size) = (&layer.container, show_size(own.bytes));
+    Some(format!(
+        "container {name}: its layer is full ({size}): what it writes fails; remove files in it, or raise `disk`"
+    ))
+}
+
+/// A container that was refused processes.
+fn crowded(layer: &Layer) -> Option<String> {
+    let cgroup = layer.cgroup.as_ref()?;
+    if initd::cgroup::usage(cgroup).pids_max_events? == 0 {
+        return None;
+    }
+    let most = std::fs::read_to_string(cgroup.join("pids.max")).ok()?;
+    let (name, most) = (&layer.container, most.trim());
+    Some(format!(
+        "container {name} was refused processes beyond its {most} (`pids`); raise `pids`, or make it start fewer"
+    ))
 }
 
 /// Walks a directory that a container changes meanwhile. No link is followed: it stays inside whatever is put there.
@@ -248,8 +367,8 @@ mod tests {
     #[test]
     fn memory_is_told_from_other_file_systems() {
         // A tmpfs wherever Linux runs, and something that is neither memory nor a disk.
-        assert!(file_system(Path::new("/dev")).unwrap().1);
-        assert!(!file_system(Path::new("/proc")).unwrap().1);
+        assert!(file_system(Path::new("/dev")).unwrap().in_memory);
+        assert!(!file_system(Path::new("/proc")).unwrap().in_memory);
         assert_eq!(file_system(Path::new("/nonexistent")), Err(Errno::NOENT));
     }
 
@@ -266,7 +385,7 @@ mod tests {
 
     #[test]
     fn big_layers_rest_longer() {
-        let rest = |took_us| Seen { over: Vec::new(), took_us }.rest_us();
+        let rest = |took_us| Seen { took_us, ..Seen::default() }.rest_us();
         assert_eq!((rest(0), rest(1_000_000)), (EVERY_US, 20_000_000));
     }
 
@@ -309,7 +428,8 @@ mod tests {
         let scratch = Scratch::new("look");
         let layer = |name: &str, asked| {
             let dir = scratch.0.join(name);
-            Layer { claim: "c1".into(), container: name.into(), dir, asked: Some(asked) }
+            let (claim, container) = ("c1".into(), name.into());
+            Layer { claim, container, root: dir.clone(), dir, cgroup: None, asked: Some(asked) }
         };
         let layers = [layer("small", 1 << 30), layer("full", 1 << 20), layer("gone", 0)];
         for layer in &layers[..2] {

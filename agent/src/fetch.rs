@@ -14,6 +14,7 @@ use rustls::ClientConfig;
 
 use crate::api::client::{Endpoint, empty};
 use crate::api::server::blob_path;
+use crate::reserve;
 
 /// A peer that sends nothing for this long is given up.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub struct Fetched {
     pub digest: String,
     /// Its bytes were received from others; 0 if all of it was here.
     pub received_bytes: u64,
+    /// Bytes that had to be given back first, where that is why it is not here.
+    pub lacks_bytes: u64,
     /// Where it came from, or where it was looked for and what happened there.
     pub result: Result<String, String>,
 }
@@ -57,9 +60,19 @@ impl Fetcher {
 
     /// Gets one image; returns when all of it is here and linked, or nobody could give it.
     pub fn run(&self, order: &Order) -> Fetched {
+        let digest = order.record.manifest_digest.to_string();
+        let missing = self.store.missing(&order.record);
+        let wanted = missing.iter().fold(0, |sum: u64, blob| sum.saturating_add(blob.size_bytes));
+        // What is all here takes no more room.
+        if !missing.is_empty()
+            && let Err(lacks) = reserve::check(self.store.root(), wanted)
+        {
+            let result = Err(format!("image {}: {lacks}", order.record.reference));
+            return Fetched { digest, received_bytes: 0, lacks_bytes: lacks.bytes(), result };
+        }
         let mut received_bytes = 0;
         let result = self.runtime.block_on(self.fetch(order, &mut received_bytes));
-        Fetched { digest: order.record.manifest_digest.to_string(), received_bytes, result }
+        Fetched { digest, received_bytes, lacks_bytes: 0, result }
     }
 
     async fn fetch(&self, order: &Order, received: &mut u64) -> Result<String, String> {

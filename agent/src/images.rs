@@ -12,6 +12,8 @@ pub struct Bounds {
     pub unused_ms: u64,
     /// All images together, in bytes; what is needed may be more.
     pub bytes_max: u64,
+    /// Bytes that the disk lacks.
+    pub lacks_bytes: u64,
 }
 
 /// Whether an image has to stay.
@@ -47,6 +49,8 @@ pub enum Cause {
     Age,
     /// All images took more than [`Bounds::bytes_max`], and of those that nobody needs it was unused the longest.
     Room,
+    /// The disk's reserve was touched, and of those that nobody needs it was unused the longest.
+    Reserve,
 }
 
 impl Cause {
@@ -56,6 +60,7 @@ impl Cause {
             Self::Removed => "it was removed from the flock",
             Self::Age => "it was unused for longer than images.unused_hours",
             Self::Room => "all images took more room than images.max_mib",
+            Self::Reserve => "its room was needed: the disk's reserve would have been touched",
         }
     }
 }
@@ -75,11 +80,17 @@ pub fn choose(now_ms: u64, held: &[Held], bounds: Bounds) -> BTreeMap<String, Ca
     }
     let mut rest: Vec<&Held> = held.iter().filter(|h| h.hold == Hold::Unneeded).collect();
     rest.sort_by_key(|h| (h.used_ms, &h.digest));
+    let all = size_bytes(held.iter());
     for image in rest {
-        if size_bytes(held.iter().filter(|h| !gone.contains_key(&h.digest))) <= bounds.bytes_max {
+        let left = size_bytes(held.iter().filter(|h| !gone.contains_key(&h.digest)));
+        let cause = if left > bounds.bytes_max {
+            Cause::Room
+        } else if all - left < bounds.lacks_bytes {
+            Cause::Reserve
+        } else {
             break;
-        }
-        gone.entry(image.digest.clone()).or_insert(Cause::Room);
+        };
+        gone.entry(image.digest.clone()).or_insert(cause);
     }
     gone
 }
@@ -96,7 +107,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BOUNDS: Bounds = Bounds { unused_ms: 1000, bytes_max: 100 };
+    const BOUNDS: Bounds = Bounds { unused_ms: 1000, bytes_max: 100, lacks_bytes: 0 };
 
     fn image(digest: &str, used_ms: u64, hold: Hold, layers: &[(&str, u64)]) -> Held {
         let layers = layers.iter().map(|(name, size)| ((*name).to_owned(), *size)).collect();
@@ -136,6 +147,23 @@ mod tests {
         let none = Bounds { bytes_max: 0, ..BOUNDS };
         assert!(!choose(3, &held, none).contains_key("used"));
         assert_eq!(choose(3, &held, none).len(), 2);
+    }
+
+    #[test]
+    fn what_a_disk_lacks_is_given_back_and_no_more() {
+        let held = [
+            image("old", 1, Hold::Unneeded, &[("o", 30)]),
+            image("new", 2, Hold::Unneeded, &[("n", 20)]),
+            image("used", 0, Hold::Needed, &[("u", 10)]),
+        ];
+        let lacks = |lacks_bytes| {
+            let gone = choose(3, &held, Bounds { lacks_bytes, ..BOUNDS });
+            gone.into_iter().map(|(name, cause)| (name, cause.words())).collect::<Vec<_>>()
+        };
+        let words = Cause::Reserve.words();
+        assert_eq!(lacks(30), [("old".into(), words)]);
+        assert_eq!(lacks(31).len(), 2);
+        assert_eq!(lacks(u64::MAX).len(), 2, "what is needed stays");
     }
 
     fn held() -> impl Strategy<Value = Vec<Held>> {

@@ -36,6 +36,7 @@ pub mod node;
 pub mod peers;
 pub mod plan;
 pub mod pods;
+pub mod reserve;
 pub mod runtime;
 pub mod stranger;
 #[cfg(test)]

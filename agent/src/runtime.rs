@@ -178,12 +178,14 @@ fn start(
     let (fetched_sender, fetched) = bounded(ANSWERS_MAX);
     let (call_sender, calls) = bounded(CALLS_MAX);
 
+    let mut layering = String::new();
     if !idle {
         let mut mounts = Mounts::new(config.run.join("layers"))?;
         sweep(config, &store, &mut mounts, (&adopted, &remains), &mut conditions);
         let quelead = std::env::current_exe().context("cannot find the agent's own binary")?;
         let upper = store.upper_dir("x").with_file_name("");
         let mut worker = Worker::new(store.clone(), mounts, cgroup.clone(), upper, &quelead);
+        layering = worker.bounding().to_string();
         let fetcher = Fetcher::new(store.clone(), tls::client(&config.credentials, "node")?)?;
         // A big layer takes seconds to walk; pods do not wait for that.
         spawn("layers", waker.clone(), layers, done_sender.clone(), |layers| {
@@ -214,6 +216,7 @@ fn start(
         conditions,
         machine,
         granted: config.grants.open(cgroups.as_ref()),
+        layering,
     };
     let mut node = Node::open(config.clone(), parts, GOSSIP)?;
     let shared = Shared {

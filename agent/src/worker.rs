@@ -16,11 +16,12 @@ use initd::userns::{self, IdMap};
 use netshim::Overlay;
 use netshim::podnet::{self, PodConfig};
 
-use crate::disk;
+use crate::disk::{self, Bounding};
 use crate::node::Survey;
 use crate::peers::Text;
 use crate::plan::Plan;
 use crate::pods::Failure;
+use crate::reserve;
 
 /// MTU of pods: the underlay's 1,500 less the overlay's headers, rounded down.
 pub const POD_MTU: u16 = 1400;
@@ -111,6 +112,7 @@ pub struct Worker {
     mounts: Mounts,
     cgroup: Option<NodeCgroup>,
     upper: PathBuf,
+    bounding: Bounding,
     zygote: Zygote,
 }
 
@@ -123,7 +125,13 @@ impl Worker {
         upper: PathBuf,
         quelead: &Path,
     ) -> Self {
-        Self { store, mounts, cgroup, upper, zygote: Zygote::new(quelead) }
+        let bounding = disk::bounding(&upper);
+        Self { store, mounts, cgroup, upper, bounding, zygote: Zygote::new(quelead) }
+    }
+
+    /// How containers' layers are bounded here.
+    pub fn bounding(&self) -> &Bounding {
+        &self.bounding
     }
 
     /// Does one job; `None` where nobody waits for the answer.
@@ -170,14 +178,14 @@ impl Worker {
         let userns = userns::create(map).map_err(|e| again(format!("user namespace: {e}")))?;
         crate::fall::step("userns");
         let mut roots: Vec<Option<(Image, PathBuf)>> = Vec::new();
-        for container in &plan.claim.spec.containers {
+        for (at, container) in plan.claim.spec.containers.iter().enumerate() {
             if container.exec.is_some() {
                 roots.push(None);
                 continue;
             }
             let image = self.image(Plan::digest_of(&container.image)).map_err(again)?;
             let dir = plan.container_dir(&container.name);
-            let upper = self.upper(&plan.claim.id, container).map_err(again)?;
+            let upper = self.upper(plan, at, container).map_err(again)?;
             let root = self
                 .mounts
                 .assemble(&self.store, &image, &dir, upper, Some(userns.as_fd()))
@@ -212,14 +220,24 @@ impl Worker {
     }
 
     /// Where a container's changes go. What is measured on a disk has its size in memory.
-    fn upper(&self, claim: &str, container: &sched::spec::Container) -> Result<Upper, String> {
-        let (disk_bytes, in_memory) = disk::file_system(&self.upper)
+    fn upper(
+        &self,
+        plan: &Plan,
+        at: usize,
+        container: &sched::spec::Container,
+    ) -> Result<Upper, String> {
+        let disk = disk::file_system(&self.upper)
             .map_err(|e| format!("cannot look at {}: {e}", self.upper.display()))?;
-        Ok(if in_memory {
-            Upper::Tmpfs { size_bytes: disk::allowed_bytes(container.disk_bytes, disk_bytes) }
-        } else {
-            Upper::Disk { dir: self.upper.join(claim).join(&container.name) }
-        })
+        let size_bytes = disk::allowed_bytes(container.disk_bytes, disk.bytes);
+        if disk.in_memory {
+            return Ok(Upper::Tmpfs { size_bytes });
+        }
+        reserve::check(&self.upper, 0)
+            .map_err(|lacks| format!("container {}: no room to write: {lacks}", container.name))?;
+        let dir = self.upper.join(&plan.claim.id).join(&container.name);
+        let bounded = self.bounding == Bounding::Quota;
+        let quota = bounded.then(|| disk::layer_quota(plan.slot, at, size_bytes));
+        Ok(Upper::Disk { dir, quota })
     }
 
     fn survey(&self) -> imagefs::Result<Survey> {

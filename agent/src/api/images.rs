@@ -13,11 +13,14 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::server::{Answer, Refused, Shared};
+use crate::reserve;
 
 /// The largest image that is taken in, in bytes of its tar.
 const IMPORT_BYTES_MAX: u64 = 64 << 30;
 /// An import that sends nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
+/// So many bytes of an upload are taken between two looks at the disk.
+const LOOK_BYTES: u64 = 8 << 20;
 /// Bytes of a blob read and sent in one go.
 const BLOB_CHUNK_BYTES: usize = 256 * 1024;
 
@@ -60,7 +63,7 @@ pub(super) async fn import(
     std::fs::create_dir_all(&shared.uploads).map_err(|e| failed("cannot keep the upload", &e))?;
     // Unlinked at once: nothing remains of an import that breaks off.
     let file = unnamed_file(&shared.uploads).map_err(|e| failed("cannot keep the upload", &e))?;
-    let mut taken = 0;
+    let (mut taken, mut looked) = (0, None);
     loop {
         use std::io::Write as _;
         let frame = tokio::time::timeout(SILENCE, body.frame()).await;
@@ -79,9 +82,15 @@ pub(super) async fn import(
                     ),
                 ));
             }
+            if looked.is_none_or(|at| taken - at >= LOOK_BYTES) {
+                looked = Some(taken);
+                room(&shared, 0).await?;
+            }
             (&file).write_all(chunk).map_err(|e| failed("cannot keep the upload", &e))?;
         }
     }
+    // What is unpacked takes about as much again, beside the upload.
+    room(&shared, taken).await?;
     let store = shared.store.clone();
     let (sender, receiver) = oneshot::channel();
     // Hashing takes seconds for a large image: on a thread of its own.
@@ -99,6 +108,19 @@ pub(super) async fn import(
         .map_err(|error| Refused(422, format!("the image cannot be imported: {error}")))?;
     let told = shared.core.call(move |node| node.announce(&record)).await?;
     told.map(Json).map_err(|(status, message)| Refused(status, message))
+}
+
+/// Refuses what the disk has no room for; what nobody needs is given up meanwhile.
+async fn room(shared: &Shared, wanted_bytes: u64) -> Result<(), Refused> {
+    let Err(lacks) = reserve::check(shared.store.root(), wanted_bytes) else { return Ok(()) };
+    let bytes = lacks.bytes();
+    shared.core.call(move |node| node.make_room(bytes)).await?;
+    Err(Refused(
+        507,
+        format!(
+            "the image is not kept: {lacks}; what nobody needs is removed now: import it again, or on another node"
+        ),
+    ))
 }
 
 fn unnamed_file(dir: &std::path::Path) -> std::io::Result<std::fs::File> {

@@ -257,6 +257,8 @@ pub struct Status {
     pub rss_bytes: u64,
     /// Milliseconds since the agent started.
     pub uptime_ms: u64,
+    /// Where containers' layers are and how they are bounded; empty in maintenance.
+    pub layers: String,
     /// What the machine lacks, in words.
     pub conditions: Vec<String>,
     /// Packet counters of the overlay.

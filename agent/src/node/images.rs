@@ -16,6 +16,7 @@ use super::records::{IMAGE_PREFIX, TAG_PREFIX};
 use super::submit::Refusal;
 use crate::api::types::Image;
 use crate::images::{self, Bounds, Cause, Held, Hold};
+use crate::reserve;
 use crate::worker::Job;
 
 /// The first look after the agent's start, in microseconds: by then it has heard the flock.
@@ -39,6 +40,10 @@ pub(super) struct Collector {
     leaving: BTreeMap<String, Cause>,
     /// Asked for while it is being removed.
     waiting: BTreeSet<String>,
+    /// Bytes that the disk lacks for what was refused.
+    lacks_bytes: u64,
+    /// Refused for want of room, once: what nobody needs is given up before it is said.
+    refused: BTreeSet<String>,
     /// Since when it has no name here, in milliseconds since 1970.
     nameless_ms: BTreeMap<String, u64>,
 }
@@ -62,6 +67,48 @@ impl Node {
         self.collector.busy = self.give(Job::Survey).is_ok();
         let next_us = if self.collector.busy { EVERY_US } else { REMOVED_US };
         self.collector.due_us = Some(now_us + next_us);
+    }
+
+    /// The disk has no room for something: what nobody needs goes.
+    pub(crate) fn make_room(&mut self, lacks_bytes: u64) {
+        self.collector.lacks_bytes = self.collector.lacks_bytes.max(lacks_bytes);
+        if !self.collector.busy {
+            self.collector.busy = true;
+            self.give(Job::Survey);
+        }
+    }
+
+    /// A pod was not prepared: if that was for want of room, what nobody needs goes before it is tried again.
+    pub(super) fn room_for_layers(&mut self) {
+        if let Err(lacks) = reserve::check(&self.config.state, 0) {
+            self.make_room(lacks.bytes());
+        }
+    }
+
+    /// An image did not fit. True: it is tried again once there is room, and fails then if there is none.
+    pub(super) fn fetch_again(&mut self, digest: &str, lacks_bytes: u64) -> bool {
+        let again = self.collector.refused.remove(digest);
+        if lacks_bytes == 0 || again {
+            return false;
+        }
+        self.collector.refused.insert(digest.to_owned());
+        self.collector.waiting.insert(digest.to_owned());
+        self.make_room(lacks_bytes);
+        true
+    }
+
+    fn fetch_waiting(&mut self) {
+        for digest in std::mem::take(&mut self.collector.waiting) {
+            self.fetch(digest);
+        }
+    }
+
+    /// Tells, or takes back, that the reserve is touched.
+    fn watch_reserve(&mut self) {
+        match reserve::check(&self.config.state, 0) {
+            Ok(()) => self.machine.unalert("reserve"),
+            Err(lacks) => self.machine.alert("reserve", lacks.to_string()),
+        }
     }
 
     /// An image's record is gone from the map: there may be something to give back.
@@ -115,9 +162,12 @@ impl Node {
         let survey = match survey {
             Ok(survey) => survey,
             Err(reason) => {
-                return self.condition(format!("images cannot be looked through: {reason}"));
+                self.condition(format!("images cannot be looked through: {reason}"));
+                return self.fetch_waiting();
             }
         };
+        let lacks =
+            reserve::check(&self.config.state, 0).map_or_else(|lacks| lacks.bytes(), |()| 0);
         let now_ms = self.clock.wall_ms();
         let held = self.held_images(now_ms, &survey);
         let file = &self.config.images;
@@ -126,10 +176,12 @@ impl Node {
             bytes_max: file
                 .max_mib
                 .map_or(survey.disk_bytes / 2, |mib| mib.saturating_mul(1 << 20)),
+            lacks_bytes: std::mem::take(&mut self.collector.lacks_bytes).max(lacks),
         };
+        self.watch_reserve();
         let gone = images::choose(now_ms, &held, bounds);
         if gone.is_empty() {
-            return;
+            return self.fetch_waiting();
         }
         for digest in gone.keys() {
             self.held.remove(digest);
@@ -200,9 +252,8 @@ impl Node {
         for digest in gone.keys() {
             self.forget_record(digest);
         }
-        for digest in std::mem::take(&mut self.collector.waiting) {
-            self.fetch(digest);
-        }
+        self.watch_reserve();
+        self.fetch_waiting();
     }
 
     /// The record of an image that has no name, no user and no holder any more.

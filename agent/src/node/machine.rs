@@ -122,6 +122,11 @@ impl Machine {
         self.alerts.insert(about.to_owned(), (text, None));
     }
 
+    /// It is over.
+    pub(super) fn unalert(&mut self, about: &str) {
+        self.alerts.remove(about);
+    }
+
     pub(super) fn alerts(&self) -> impl Iterator<Item = String> + '_ {
         self.alerts.values().map(|(text, _)| text.clone())
     }

@@ -101,6 +101,8 @@ pub struct Node {
     overlay_key: netshim::keys::PublicKey,
     cgroup: Option<NodeCgroup>,
     grants: Arc<initd::grants::Grants>,
+    /// How containers' layers are bounded, in words.
+    layering: String,
     features: sched::spec::Features,
     channels: Channels,
     registry: mio::Registry,
@@ -153,6 +155,8 @@ pub struct Parts {
     pub machine: Machine,
     /// What the node's owner lets pods have.
     pub granted: crate::grants::Opened,
+    /// How containers' layers are bounded, in words.
+    pub layering: String,
 }
 
 pub use machine::{Exit, IMAGE_WORD, Machine};
@@ -214,6 +218,7 @@ impl Node {
             registry: parts.registry,
             credentials: parts.credentials,
             conditions: parts.conditions.into_iter().chain(parts.granted.conditions).collect(),
+            layering: parts.layering,
             grants: Arc::new(parts.granted.grants),
             features: parts.granted.features,
             pods: Pods::new(),
@@ -339,10 +344,12 @@ impl Node {
                 let bytes = fetched.received_bytes;
                 self.events.add(at_ms, about, format!("{bytes} bytes fetched from {source}"));
                 self.image_is_here(&fetched.digest);
+                self.fetch_again(&fetched.digest, 0);
                 self.publish();
                 crate::fall::step("fetched");
                 Ok(())
             }
+            Err(_) if self.fetch_again(&fetched.digest, fetched.lacks_bytes) => return,
             Err(reason) => {
                 self.events.add(at_ms, about, reason.clone());
                 Err(reason)

@@ -36,6 +36,8 @@ pub(super) struct Local {
     pub(super) ready: bool,
     /// Its containers, by name, as the shim told them.
     pub(super) seen: BTreeMap<String, Seen>,
+    /// What its operator should know, by what it is about.
+    pub(super) notes: BTreeMap<String, String>,
 }
 
 impl Local {
@@ -151,6 +153,7 @@ impl Node {
             shim: None,
             ready: false,
             seen: BTreeMap::new(),
+            notes: BTreeMap::new(),
         };
         self.local.insert(id.clone(), local);
         self.pods_step(Input::Start { claim: id, ip, images });
@@ -184,10 +187,14 @@ impl Node {
         // One that has stopped says nothing more, and nobody was there to hear how it ended.
         let stopped = status.phase == PodPhase::Stopped;
         let seen = if stopped { BTreeMap::new() } else { status_seen(&status) };
-        let local = Local { kept, plan: None, shim: None, ready: status.ready, seen };
+        let notes = BTreeMap::new();
+        let local = Local { kept, plan: None, shim: None, ready: status.ready, seen, notes };
         self.local.insert(claim.clone(), local);
         self.sched_step(sched::Input::Adopt { claim: &claim, record, observed });
         self.pods_step(Input::Adopted { claim: claim.clone(), ip, ready: status.ready, restarts });
+        for container in status.containers.iter().filter(|c| c.log_dropped_bytes > 0) {
+            self.log_dropped(&claim, &container.name);
+        }
         self.connect(&claim, shim);
         if stopped {
             self.status(claim, &status);
@@ -379,7 +386,10 @@ impl Node {
                 self.pods_step(Input::Prepared { claim: claim.clone(), result: Ok(()) });
                 self.connect(&claim, shim);
             }
-            Err(failure) => self.pods_step(Input::Prepared { claim, result: Err(failure) }),
+            Err(failure) => {
+                self.room_for_layers();
+                self.pods_step(Input::Prepared { claim, result: Err(failure) });
+            }
         }
     }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use initd::shim::{Condition, ContainerState, Event as ShimEvent, Exit, PodPhase, PodStatus};
+use initd::shim::{
+    Condition, ContainerState, Event as ShimEvent, Exit, PodPhase, PodStatus, Remark,
+};
 
 use super::Node;
 use super::pods::Local;
 use super::sessions::{Attached, ExecNews};
-use super::words::{exit_words, failure_words, not_started_code, step_words};
+use super::words::{deaf_words, exit_words, failure_words, not_started_code, step_words};
 use crate::pods::{Failure, Input};
 
 /// One container, as its shim told it.
@@ -18,6 +20,8 @@ pub(super) struct Seen {
     pub(super) reason: String,
     /// What its liveness probe saw when it gave it up; until its end is told.
     unhealthy: Option<String>,
+    /// What was remarked of its end, until that is told.
+    remark: String,
 }
 
 impl Node {
@@ -78,6 +82,9 @@ impl Node {
                     seen.unhealthy = Some(text);
                 }
             }
+            ShimEvent::Remark { container, remark } => {
+                self.remarked(&claim, about, &container, remark);
+            }
             // What the machine lacks for every pod is one of the node's conditions already.
             ShimEvent::Condition(Condition::NoLimit { .. } | Condition::NoCgroup { .. }) => {}
             ShimEvent::Condition(condition) => self.event(about, format!("{condition:?}")),
@@ -117,6 +124,34 @@ impl Node {
             }
             _ => {}
         }
+    }
+
+    fn remarked(&mut self, claim: &str, about: String, container: &str, remark: Remark) {
+        let words = match remark {
+            Remark::Deaf { signal, grace_ms } => {
+                let words = deaf_words(signal, grace_ms);
+                self.event(about, format!("container {container} {words}"));
+                words
+            }
+            Remark::LeftOthers => {
+                "left processes behind, which ended with it: a program that goes to the background ends its container; \
+                 run it in the foreground"
+                    .to_owned()
+            }
+            Remark::LogDropped => return self.log_dropped(claim, container),
+            _ => return,
+        };
+        if let Some(seen) = self.seen(claim, container) {
+            seen.remark = words;
+        }
+    }
+
+    pub(super) fn log_dropped(&mut self, claim: &str, container: &str) {
+        let text = format!(
+            "container {container}: part of its output is not in its log: it writes more than `log.rate` lets through, or \
+             there was no room; raise `log.rate`, or make it write less"
+        );
+        self.note(claim, format!("log {container}"), text);
     }
 
     /// Its socket closes a moment before it has ended.
@@ -161,6 +196,10 @@ impl Node {
     ) {
         let unhealthy = self.seen(&claim, container).and_then(|seen| seen.unhealthy.take());
         let mut reason = exit_words(container, exit, unhealthy.as_deref());
+        let remark = self.seen(&claim, container).map(|seen| std::mem::take(&mut seen.remark));
+        if let Some(remark) = remark.filter(|text| !text.is_empty()) {
+            reason.push_str(&format!(": it {remark}"));
+        }
         if let Some(ms) = restart_in_ms {
             reason.push_str(&format!("; starts again in {:.1} s", f64::from(ms) / 1e3));
         }
@@ -277,7 +316,7 @@ pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
             (None, Some(exit)) => exit_words(&c.name, exit, None),
             (None, None) => String::new(),
         };
-        (c.name.clone(), Seen { state, restarts: c.restarts, reason, unhealthy: None })
+        (c.name.clone(), Seen { state, restarts: c.restarts, reason, ..Seen::default() })
     };
     status.containers.iter().map(of).collect()
 }

@@ -207,6 +207,7 @@ impl Node {
             map_root: format!("{:016x}", gossip.root()),
             rss_bytes: host::rss_bytes(),
             uptime_ms: self.clock.now_us() / 1000,
+            layers: self.layering.clone(),
             conditions: self.machine.alerts().chain(self.conditions.iter().cloned()).collect(),
             overlay: counts.chain(drops).filter(|(_, n)| *n > 0).collect(),
         }

@@ -23,6 +23,15 @@ pub(super) fn exit_words(container: &str, exit: Exit, unhealthy: Option<&str>) -
     }
 }
 
+/// Of a container that was asked to end and had to be killed.
+pub(super) fn deaf_words(signal: i32, grace_ms: u32) -> String {
+    let (name, s) = (signal_name(signal), f64::from(grace_ms) / 1e3);
+    format!(
+        "did not end within {s:.1} s of {name} and is killed: make it end on that signal, or set `stop` to the signal and grace that it \
+         needs"
+    )
+}
+
 fn signal_name(number: i32) -> String {
     match Signal::try_from(number) {
         Ok(signal) => format!("{} ({number})", signal.as_str()),

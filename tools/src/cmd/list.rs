@@ -186,6 +186,9 @@ pub(super) async fn status(context: &Context, format: Format) -> Result<()> {
     println!("map         {} records, root {}", status.records, status.map_root);
     println!("memory      {} resident", output::bytes(status.rss_bytes));
     println!("up          {} s", status.uptime_ms / 1000);
+    if !status.layers.is_empty() {
+        println!("layers      {}", status.layers);
+    }
     for condition in &status.conditions {
         println!("condition   {condition}");
     }
