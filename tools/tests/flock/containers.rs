@@ -1,4 +1,4 @@
-//! Pods of several containers, their probes and limits; and what each bad input says in `ps` and `why`.
+//! Pods of several containers, their probes and limits.
 
 use crate::support::{Flock, eventually};
 
@@ -125,53 +125,6 @@ fn probes_gate_restart_and_wait() {
 }
 
 #[test]
-fn each_bad_input_says_what_why_and_what_to_do() {
-    let flock = Flock::up("input", 1);
-    flock.import_tools();
-    let container = |command: &str, more: &str| {
-        format!(
-            "[[container]]\nname = \"c\"\nimage = \"tools\"\ncommand = [\"{command}\"]\ncpu = 0.02\nmemory = \"16Mi\"\nbackoff = {{ first = \"50ms\" }}\n{more}\n"
-        )
-    };
-    let spin = "ulimit -t 1; while :; do :; done";
-    for (name, text, words) in [
-        ("absent", container("/bin/nope", ""), &["no program", "/bin/nope", "set `command`"][..]),
-        ("path", container("nope", ""), &["in PATH", "set `command`"]),
-        ("mode", container("/bin/data", ""), &["not executable", "chmod"]),
-        ("arch", container("/bin/foreign", ""), &["built for aarch64", "place.require"]),
-        ("script", container("/bin/script", ""), &["interpreter /usr/bin/perl6", "image"]),
-        ("plain", container("/bin/plain", ""), &["neither a program", "script with #!"]),
-        ("user", container("/bin/sh", "user = \"nobody-here\""), &["nobody-here", "set `user`"]),
-        ("code", container("/bin/cat", "args = [\"/none\"]"), &["exited with code 1"]),
-        ("killed", shell("c", spin, "init = false"), &["was killed by SIG"]),
-    ] {
-        start(&flock, name, &app(name, &text));
-        let said = flock.reason(name, words);
-        assert!(said.contains("container c"), "{said}");
-        let mut why = String::new();
-        eventually(&format!("why of {name} says it"), || {
-            why = flock.ok(&["why", name]);
-            words.iter().all(|word| why.contains(word))
-        });
-        flock.ok(&["stop", name]);
-    }
-    // What a node lacks is refused where it is insisted on.
-    for (name, more, words) in [
-        ("device", "devices = [\"gpu\"]", ["a device named gpu", "[grants] devices"]),
-        ("filter", "seccomp = \"mine\"", ["a system call filter named mine", "[grants] seccomp"]),
-        ("cpus", "cpuset = \"0-8000\"", ["lacks ", "fix: "]),
-    ] {
-        start(&flock, name, &app(name, &container("/bin/sh", more)));
-        let mut why = String::new();
-        eventually(&format!("why of {name}"), || {
-            why = flock.ok(&["why", name]);
-            words.iter().all(|word| why.contains(word))
-        });
-        assert_eq!(flock.pods("n1", name).len(), 0, "nothing was tried");
-    }
-}
-
-#[test]
 fn a_host_tool_runs_where_it_is_granted_only() {
     let flock = Flock::named("host");
     let grants = flock.file(
@@ -270,6 +223,7 @@ fn a_container_that_fills_its_layer_is_ended_and_the_disk_given_back() {
         assert!(ended["reason"].as_str().unwrap().contains(word), "{ended}");
         assert!(flock.ok(&["why", "fills"]).contains(word), "{}", flock.ok(&["why", "fills"]));
         assert!(flock.ok(&["events"]).contains(word));
+        assert!(flock.ok(&["ps", "fills"]).contains(word), "{}", flock.ok(&["ps", "fills"]));
     }
     let claim = |pod: &serde_json::Value| pod["claim"].as_str().unwrap().to_owned();
     assert!(!layers.join(claim(&ended)).exists(), "its layer is gone when its end is told");

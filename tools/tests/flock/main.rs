@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
 
+mod bad;
 mod bad_input;
 mod containers;
 mod falls;
@@ -12,6 +13,7 @@ mod images;
 mod keys;
 mod life;
 mod machines;
+mod room;
 mod sessions;
 mod support;
 mod trust;

@@ -90,8 +90,14 @@ impl Flock {
         // What a build for another machine, a script and a data file look like.
         let mut foreign = std::fs::read(root.join("bin/sh")).unwrap();
         foreign[18..20].copy_from_slice(&183_u16.to_le_bytes());
+        // The same with another loader's name, as long as its own.
+        let mut unloaded = std::fs::read(root.join("bin/sh")).unwrap();
+        let own = b"/lib64/ld-linux-x86-64.so.2\0";
+        let at = unloaded.windows(own.len()).position(|w| w == own).expect("a dynamic program");
+        unloaded[at..at + own.len()].copy_from_slice(b"/lib/nowhere/x86-64-ld.so.2\0");
         for (name, bytes, mode) in [
             ("foreign", foreign.as_slice(), 0o755),
+            ("unloaded", unloaded.as_slice(), 0o755),
             ("script", b"#!/usr/bin/perl6\n".as_slice(), 0o755),
             ("plain", b"no program\n".as_slice(), 0o755),
             ("data", b"data\n".as_slice(), 0o644),
@@ -101,6 +107,7 @@ impl Flock {
             std::fs::write(&path, bytes).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         }
+        std::os::unix::fs::symlink("../../../proc/1/root/srv", root.join("out")).unwrap();
         let out = self.dir.join("tools.oci").display().to_string();
         self.ok(&["image", "pack", &root.display().to_string(), "--out", &out, "--tag", "tools"]);
         self.ok(&["--node", "n1", "image", "import", &out]);
