@@ -65,7 +65,7 @@ impl Fetcher {
         let wanted = missing.iter().fold(0, |sum: u64, blob| sum.saturating_add(blob.size_bytes));
         // What is all here takes no more room.
         if !missing.is_empty()
-            && let Err(lacks) = reserve::check(self.store.root(), wanted)
+            && let Err(lacks) = reserve::check(self.store.root(), reserve::image_bytes(wanted))
         {
             let result = Err(format!("image {}: {lacks}", order.record.reference));
             return Fetched { digest, received_bytes: 0, lacks_bytes: lacks.bytes(), result };

@@ -1,24 +1,20 @@
-//! What of a node's disk is kept free: images and new layers stop before it, so that the node can still write down what it must.
+//! What of a node's disk is kept free ([`Limits::reserve_of`]): images and new layers stop before it, so that the node can still write
+//! down what it must.
 
 use std::fmt;
 use std::path::Path;
 
+use imagefs::Limits;
 use sched::spec::units::show_size;
 
 use crate::disk::{self, Room};
 
-/// One part in so many of the disk, ...
-const PART: u64 = 20;
-/// ... but at least this much, ...
-const BYTES_MIN: u64 = 16 << 20;
-/// ... no more than this, ...
-const BYTES_MAX: u64 = 1 << 30;
-/// ... and of a very small disk one part in so many.
-const SMALL_PART: u64 = 4;
+/// Beside its layers an image takes one part in so many for their index.
+const INDEX_PART: u64 = 8;
 
-/// The reserve of a disk; none of one that does not tell its size.
-pub fn reserve_bytes(disk_bytes: u64) -> u64 {
-    (disk_bytes / PART).clamp(BYTES_MIN, BYTES_MAX).min(disk_bytes / SMALL_PART)
+/// What an image takes whose blobs have this many bytes.
+pub fn image_bytes(blob_bytes: u64) -> u64 {
+    blob_bytes.saturating_add(blob_bytes / INDEX_PART).saturating_add(1 << 20)
 }
 
 /// A disk has no room for something.
@@ -33,7 +29,7 @@ pub struct Lacks {
 impl Lacks {
     /// How many bytes have to be given back before it fits.
     pub fn bytes(&self) -> u64 {
-        let needed = reserve_bytes(self.room.bytes).saturating_add(self.wanted_bytes);
+        let needed = Limits::reserve_of(self.room.bytes).saturating_add(self.wanted_bytes);
         needed.saturating_sub(self.room.free_bytes)
     }
 }
@@ -46,7 +42,7 @@ impl fmt::Display for Lacks {
             "this node's disk of {} has {} free and keeps {} in reserve",
             show_size(bytes),
             show_size(free_bytes),
-            show_size(reserve_bytes(bytes)),
+            show_size(Limits::reserve_of(bytes)),
         )?;
         if self.wanted_bytes > 0 {
             write!(f, ", {} more do not fit", show_size(self.wanted_bytes))?;
@@ -70,15 +66,6 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn the_reserve_is_a_part_with_bounds() {
-        assert_eq!(reserve_bytes(0), 0);
-        assert_eq!(reserve_bytes(40 * MIB), 10 * MIB);
-        assert_eq!(reserve_bytes(128 * MIB), 16 * MIB);
-        assert_eq!(reserve_bytes(1000 * MIB), 50 * MIB);
-        assert_eq!(reserve_bytes(1 << 50), 1 << 30);
-    }
 
     #[test]
     fn what_does_not_fit_is_told_in_numbers() {

@@ -42,7 +42,13 @@ use crate::record::{BlobKind, BlobRef, Image, ImageRecord, LayerRecord, referenc
 /// Largest reference file read.
 const REF_BYTES_MAX: u64 = 64 << 10;
 
-/// The part of a small filesystem that must stay free.
+/// One part in so many of a filesystem must stay free, ...
+const RESERVE_PART: u64 = 20;
+/// ... at least this, ...
+const RESERVE_BYTES_MIN: u64 = 64 << 20;
+/// ... no more than this, ...
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
+/// ... and of a small one no more than one part in so many.
 const RESERVE_SHARE: u64 = 8;
 
 /// What a store accepts.
@@ -64,17 +70,23 @@ impl Default for Limits {
             ratio_max: 100,
             ratio_slack_bytes: 256 << 20,
             image_bytes_max: 64 << 30,
-            reserve_bytes: 64 << 20,
+            reserve_bytes: RESERVE_BYTES_MIN,
         }
     }
 }
 
 impl Limits {
-    /// The default, with a reserve that leaves a small filesystem (half the memory of a diskless machine of 128 MiB) of use.
+    /// The default, with the reserve of a filesystem of this size.
     fn of_filesystem(size_bytes: u64) -> Limits {
-        let limits = Limits::default();
-        let reserve_bytes = limits.reserve_bytes.min(size_bytes / RESERVE_SHARE);
-        Limits { reserve_bytes, ..limits }
+        Limits { reserve_bytes: Self::reserve_of(size_bytes), ..Limits::default() }
+    }
+
+    /// What must stay free of a filesystem of this size, so that its machine can still write down what it must: 5 %, at least
+    /// 64 MiB, at most 1 GiB; and no more than leaves a small one (half the memory of a diskless machine of 128 MiB) of use.
+    #[must_use]
+    pub fn reserve_of(size_bytes: u64) -> u64 {
+        let part = (size_bytes / RESERVE_PART).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
+        part.min(size_bytes / RESERVE_SHARE)
     }
 }
 

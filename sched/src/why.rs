@@ -154,14 +154,13 @@ impl Sched {
         why.ready = counts.ready;
         why.coordinator = app.winner.as_ref().map(|(_, w)| w.clone()).unwrap_or_default();
         why.held = self.held().unwrap_or_else(|| Sched::trouble(app)).to_owned();
-        let tells = |r: &ClaimRecord| {
-            r.holds()
-                && if app.stopped { !r.said().is_empty() } else { r.ready && !r.note.is_empty() }
-        };
+        // What is not ready has a slot of its own below.
+        let tells = |r: &ClaimRecord| r.holds() && (app.stopped || r.ready) && !r.said().is_empty();
         let claims = self.view.claims_of(&key).map(|(_, claim)| &claim.record);
         let line = |r: &ClaimRecord| {
-            let said = if app.stopped { r.said() } else { r.note.clone() };
-            format!("{} {} on {}: {said}", r.pod_name(), r.state.as_str(), r.node)
+            let (pod, state, times) = (r.pod_name(), r.state.as_str(), r.restarts);
+            let again = if times > 0 { format!(", {times} restarts") } else { String::new() };
+            format!("{pod} {state} on {}{again}: {}", r.node, r.said())
         };
         why.notes = claims.filter(|r| tells(r)).take(SLOTS_MAX).map(line).collect();
         let Some(spec) = app.wanted() else { return why };

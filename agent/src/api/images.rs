@@ -90,7 +90,7 @@ pub(super) async fn import(
         }
     }
     // What is unpacked takes about as much again, beside the upload.
-    room(&shared, taken).await?;
+    room(&shared, reserve::image_bytes(taken)).await?;
     let store = shared.store.clone();
     let (sender, receiver) = oneshot::channel();
     // Hashing takes seconds for a large image: on a thread of its own.

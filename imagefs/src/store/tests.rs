@@ -204,5 +204,5 @@ fn an_error_at_every_operation() {
 #[test]
 fn a_small_filesystem_keeps_a_smaller_reserve() {
     let reserve = |mib: u64| Limits::of_filesystem(mib << 20).reserve_bytes >> 20;
-    assert_eq!((reserve(64), reserve(512), reserve(1 << 20)), (8, 64, 64));
+    assert_eq!((reserve(64), reserve(512), reserve(4000), reserve(1 << 20)), (8, 64, 200, 1024));
 }
