@@ -73,8 +73,10 @@ impl Node {
     pub(crate) fn make_room(&mut self, lacks_bytes: u64) {
         self.collector.lacks_bytes = self.collector.lacks_bytes.max(lacks_bytes);
         if !self.collector.busy {
-            self.collector.busy = true;
-            self.give(Job::Survey);
+            self.collector.busy = self.give(Job::Survey).is_ok();
+        }
+        if !self.collector.busy {
+            self.image_removed();
         }
     }
 
@@ -111,7 +113,7 @@ impl Node {
         }
     }
 
-    /// An image's record is gone from the map: there may be something to give back.
+    /// There may be something to give back: an image's record is gone from the map, or room is wanted.
     pub(super) fn image_removed(&mut self) {
         let soon = self.clock.now_us() + REMOVED_US;
         self.collector.due_us = Some(self.collector.due_us.map_or(soon, |at| at.min(soon)));
