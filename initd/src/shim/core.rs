@@ -504,7 +504,7 @@ impl Supervisor {
                 State::Stopping { kill_at_us } if kill_at_us <= now_us => {
                     c.state = State::Stopping { kill_at_us: now_us + KILL_AGAIN_US };
                     if let Some(asked_us) = c.asked_us.take() {
-                        let ms = now_us.saturating_sub(asked_us) / 1000;
+                        let ms = kill_at_us.saturating_sub(asked_us) / 1000;
                         let grace_ms = u32::try_from(ms).unwrap_or(u32::MAX);
                         out.push(Output::Deaf { container: i, grace_ms });
                     }

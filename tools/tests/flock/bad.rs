@@ -6,7 +6,7 @@ use crate::support::{Flock, eventually, hello_spec};
 /// A container of the image `tools`.
 fn container(command: &str, more: &str) -> String {
     format!(
-        "[[container]]\nname = \"c\"\nimage = \"tools\"\ncommand = [\"{command}\"]\ncpu = 0.02\nmemory = \"16Mi\"\nbackoff = {{ first = \"50ms\" }}\n{more}\n"
+        "[[container]]\nname = \"c\"\nimage = \"tools\"\ncommand = [\"{command}\"]\ncpu = 0.02\nmemory = \"16Mi\"\nbackoff = {{ first = \"50ms\", max = \"1s\" }}\n{more}\n"
     )
 }
 
@@ -84,8 +84,8 @@ fn who_is_deaf_to_its_signal_is_killed_and_said_to_be() {
     let flock = Flock::up("deaf", 1);
     flock.import_tools();
     let script = "trap : TERM; while :; do sleep 0.05; done";
-    // Given up by its probe it has to end, too.
-    let probe = "live = { exec = [\"/bin/cat\", \"/none\"], every = \"100ms\", fail = 2 }";
+    // Given up by its probe it has to end, too. By the time it is, its trap is set.
+    let probe = "live = { exec = [\"/bin/cat\", \"/none\"], every = \"100ms\", fail = 2, start_grace = \"2s\" }";
     start(&flock, "sick", &shell(script, &format!("stop = {{ grace = \"200ms\" }}\n{probe}")));
     let words = ["was given up", "did not end within 0.2 s of SIGTERM (15)", "set `stop`"];
     told(&flock, "sick", &words);
