@@ -3,6 +3,8 @@
 //! `cargo xtask bench gossip` runs it and judges. By hand:
 //! `cargo run --profile sim -p gossip --example figures -- [--quick] [--only PREFIX]`
 
+#[path = "curve.rs"]
+mod curve_figures;
 #[path = "hostile.rs"]
 mod hostile_figures;
 #[path = "../../tests/peers/mod.rs"]
@@ -32,6 +34,8 @@ struct Plan {
     chitchat: &'static [usize],
     maps: &'static [usize],
     stalls_s: &'static [u64],
+    /// How many times longer suspicions are, for the curve of stalls against deaths.
+    slower: &'static [u64],
     peers: bool,
 }
 
@@ -42,6 +46,7 @@ const FULL: Plan = Plan {
     chitchat: &[50, 200],
     maps: &[200, 1000, 10_000],
     stalls_s: &[1, 2, 3, 4, 8, 16],
+    slower: &[1, 2, 4, 8, 12, 16],
     peers: true,
 };
 
@@ -52,6 +57,7 @@ const QUICK: Plan = Plan {
     chitchat: &[20],
     maps: &[200, 1000],
     stalls_s: &[8, 16],
+    slower: &[1],
     peers: true,
 };
 
@@ -79,6 +85,7 @@ const BENCHES: &[Bench] = &[
         for seed in 0..plan.seeds {
             stall(seed, plan.stalls_s);
         }
+        curve_figures::stall_curve(0, plan.slower);
         if plan.peers {
             peers_figures::stall(0, &[8, 16]);
         }
