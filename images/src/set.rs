@@ -13,14 +13,16 @@ pub enum Set {
 
 use Want::{Dir, Module};
 
-/// What every node needs to run pods, whatever it runs on. Loaded at boot, in this order.
-pub const ALWAYS: [&str; 4] = ["tun", "loop", "erofs", "overlay"];
+/// What every node needs to run pods, whatever it runs on. Loaded at boot, in this order; `quota_v2` before a disk with quotas is
+/// mounted, which the kernel refuses without it.
+pub const ALWAYS: [&str; 5] = ["tun", "loop", "erofs", "overlay", "quota_v2"];
 
 const BASE: &[Want] = &[
     Module("tun"),
     Module("loop"),
     Module("erofs"),
     Module("overlay"),
+    Module("quota_v2"),
     Module("ext4"),
     Module("button"),
     Module("virtio_pci"),

@@ -55,7 +55,9 @@ fn qemu_set_is_complete_small_and_reproducible() {
     let (tree, left) = unpacked(&bytes);
     assert!(tree.starts_with(b"070701") && tree == one.archive.to_bytes());
     assert!(left.iter().all(|byte| *byte == 0) && bytes.len() % 512 == 0);
-    for name in ["virtio_net", "net_failover", "failover", "erofs", "overlay", "tun", "loop"] {
+    for name in
+        ["virtio_net", "net_failover", "failover", "erofs", "overlay", "tun", "loop", "quota_v2"]
+    {
         assert!(one.closure.modules.contains_key(name), "{name} is missing");
     }
     for name in MACHINE {

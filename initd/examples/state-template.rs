@@ -1,6 +1,6 @@
-//! Makes `src/machine/disk/template.bin` again: needs e2fsprogs 1.47. The same bytes each time.
+//! Makes `src/machine/disk/template.bin` and `template-quota.bin` again: needs e2fsprogs 1.47. The same bytes each time.
 //!
-//! `cargo run -p initd --example state-template [FILE]`
+//! `cargo run -p initd --example state-template [DIR]`
 
 use std::process::Command;
 
@@ -15,9 +15,19 @@ const FILL: u16 = 0x8000;
 const RUN_MAX: usize = 0x7fff;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let out = std::env::args().nth(1).unwrap_or_else(|| {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/src/machine/disk/template.bin").to_owned()
-    });
+    let dir = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/src/machine/disk").to_owned());
+    make(&format!("{dir}/template.bin"), FEATURES, "")?;
+    // For kernels that can mount it: what is below a directory can be bounded.
+    make(
+        &format!("{dir}/template-quota.bin"),
+        &format!("{FEATURES},project,quota"),
+        ",quotatype=prjquota",
+    )
+}
+
+fn make(out: &str, features: &str, extended: &str) -> Result<(), Box<dyn std::error::Error>> {
     let image = std::env::temp_dir().join(format!("state-template-{}", std::process::id()));
     std::fs::File::create(&image)?.set_len(128 << 20)?;
     let made = Command::new("mkfs.ext4")
@@ -25,13 +35,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .env("MKE2FS_CONFIG", "/dev/null")
         .args(["-q", "-F", "-b", "4096", "-I", "256", "-N", "8192", "-m", "1", "-J", "size=32"])
         .args(["-L", "quelea-state", "-U", "71756c65-6100-4000-8000-000000000000"])
-        .args(["-O", FEATURES, "-E"])
+        .args(["-O", features, "-E"])
         // The journal and the inode table are zeroed by whoever writes the template. `resize`: room for descriptors
         // of 8 TiB; the kernel goes on with meta_bg beyond.
-        .arg(
+        .arg(format!(
             "hash_seed=71756c65-6100-4000-8000-000000000001,lazy_itable_init=0,lazy_journal_init=0,nodiscard,\
-             root_owner=0:0,resize=2147483647",
-        )
+             root_owner=0:0,resize=2147483647{extended}"
+        ))
         .arg(&image)
         .status()?;
     let bytes = std::fs::read(&image);
@@ -40,8 +50,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if !made.success() {
         return Err("mkfs.ext4 failed".into());
     }
-    std::fs::write(&out, encode(&bytes)?)?;
-    println!("{out}: {} bytes", std::fs::metadata(&out)?.len());
+    std::fs::write(out, encode(&bytes)?)?;
+    println!("{out}: {} bytes", std::fs::metadata(out)?.len());
     Ok(())
 }
 

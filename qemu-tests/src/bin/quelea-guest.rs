@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         (_, Some("copy"), _) => copy(args.get(2)),
         (_, Some("eat"), _) => eat(number(args.get(2))),
         (_, Some("fork"), _) => fork(number(args.get(2))),
+        (_, Some("fill"), _) => fill(),
         (_, Some("term"), _) => term(number(args.get(2))),
         (_, Some("spin"), _) => loop {
             std::hint::black_box(number(None));
@@ -130,6 +131,25 @@ fn fork(wanted: usize) -> ExitCode {
         }
     }
     println!("forked {}", kept.len());
+    std::thread::sleep(Duration::from_secs(3600));
+    ExitCode::SUCCESS
+}
+
+/// Writes until that fails, and goes on without.
+fn fill() -> ExitCode {
+    use std::io::Write as _;
+    let piece = [1; 16 << 10];
+    let mut kib = 0;
+    match std::fs::File::create("/big") {
+        Err(why) => println!("filled nothing: {why}"),
+        Ok(mut file) => loop {
+            if let Err(why) = file.write_all(&piece).and_then(|()| file.sync_data()) {
+                println!("filled {kib} KiB: {why}");
+                break;
+            }
+            kib += 16;
+        },
+    }
     std::thread::sleep(Duration::from_secs(3600));
     ExitCode::SUCCESS
 }

@@ -68,9 +68,7 @@ fn out_of_memory(ctl: &mut Ctl) -> Result<()> {
         let pods = pods(ctl, "hog")?;
         let reason = pods.first().and_then(|p| p["reason"].as_str()).unwrap_or_default();
         ensure!(names_memory(reason), "{pods:?}");
-        let why = ctl.run(&["/usr/bin/quelea", "why", "hog"])?;
-        ensure!(names_memory(&why), "why says {why:?}");
-        Ok(())
+        says(ctl, "hog", &["it used all of its memory (OOM)", "raise `memory`"])
     })?;
     eventually(seconds(10), "its last words", || {
         let log = ctl.run(&["/usr/bin/quelea", "logs", "hog.0"])?;
@@ -78,6 +76,16 @@ fn out_of_memory(ctl: &mut Ctl) -> Result<()> {
         Ok(())
     })?;
     ctl.run(&["/usr/bin/quelea", "stop", "hog"]).map(drop)
+}
+
+/// What an operator reads of an app, in `ps` and in `why`.
+pub(super) fn says(ctl: &mut Ctl, app: &str, words: &[&str]) -> Result<()> {
+    for command in ["ps", "why"] {
+        let said = ctl.run(&["/usr/bin/quelea", command, app])?;
+        let all = words.iter().all(|word| said.contains(word));
+        ensure!(all && said.contains("container "), "{command} does not say {words:?}: {said}");
+    }
+    Ok(())
 }
 
 fn names_memory(text: &str) -> bool {
@@ -100,6 +108,11 @@ fn fork_bomb(ctl: &mut Ctl) -> Result<()> {
     let (children, status) = (ctl.find("/proc/self/exe eat 0")?, ask(ctl, &["status"])?);
     ensure!(children.len() < 16, "{} children of 16", children.len());
     ensure!(status["alive"] == 1, "the node did notice: {status}");
+    eventually(seconds(20), "processes that were refused", || {
+        says(ctl, "bomb", &["was refused processes beyond its 16 (`pids`)", "raise `pids`"])
+    })?;
+    let pods = pods(ctl, "bomb")?;
+    ensure!(pods[0]["restarts"] == 0 && pods[0]["ready"] == true, "it should go on: {pods:?}");
     ctl.run(&["/usr/bin/quelea", "stop", "bomb"]).map(drop)
 }
 

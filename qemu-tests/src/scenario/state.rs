@@ -1,10 +1,11 @@
 //! Where a machine keeps what outlives a boot: its disk, or not at all.
 
-use super::{Outcome, operator::*, passed};
+use super::{Outcome, limits, operator::*, passed};
 use crate::{
     Cluster, Disk, Env,
     ctl::Ctl,
     disk::{self, Bus},
+    env::GUEST,
     figures::Figure,
     pace::eventually,
     vm::Vm,
@@ -89,6 +90,7 @@ pub(super) fn first_boot_grow_persist(env: &Env, test: &str) -> Result<Outcome> 
     // Nobody has imported or submitted anything in this life of theirs.
     ready(&mut ctls[0], "hello", 3, seconds(90))?;
     let back = cluster.vms[0].age().as_secs_f64();
+    layer_is_bounded(&mut ctls)?;
     drop(ctls);
     for n in 0..3 {
         cluster.vms[n].kill()?;
@@ -99,6 +101,34 @@ pub(super) fn first_boot_grow_persist(env: &Env, test: &str) -> Result<Outcome> 
     let figures =
         vec![Figure::lower("qemu_state", "power_cut_to_apps_ready_s", back, "s", Some(40.0))];
     Ok(passed(env, cluster, figures))
+}
+
+/// A container writes until its disk refuses it at its bound, goes on, and is said to be full.
+fn layer_is_bounded(ctls: &mut [Ctl]) -> Result<()> {
+    for ctl in &mut *ctls {
+        let status = ask(ctl, &["status"])?;
+        ensure!(status["layers"] == "on disk, bounded by project quotas", "{status}");
+    }
+    let ctl = &mut ctls[0];
+    let tool_dir = "/tmp/tool-root";
+    ctl.run(&[&format!("/{GUEST}"), "copy", tool_dir])?;
+    import(ctl, "tool", tool_dir, "/tool")?;
+    submit(ctl, "fill", &tool("fill", &["fill"], "memory = \"16Mi\"\ndisk = \"4Mi\""))?;
+    let log = eventually(seconds(60), "a write that is refused", || {
+        let log = ctl.run(&["/usr/bin/quelea", "logs", "fill.0"])?;
+        ensure!(log.contains("KiB: "), "{log:?}");
+        Ok(log)
+    })?;
+    ensure!(log.contains("Disk quota exceeded"), "{log:?}");
+    let filled = log.lines().find_map(|line| line.split_once("filled ")?.1.split(' ').next());
+    let kib: u64 = filled.context("how much")?.parse()?;
+    ensure!((3 << 10..=4 << 10).contains(&kib), "{kib} KiB of 4 MiB");
+    eventually(seconds(25), "that it is full", || {
+        limits::says(ctl, "fill", &["its layer is full (4Mi)", "raise `disk`"])
+    })?;
+    let pods = pods(ctl, "fill")?;
+    ensure!(pods[0]["restarts"] == 0 && pods[0]["ready"] == true, "it should go on: {pods:?}");
+    ctl.run(&["/usr/bin/quelea", "stop", "fill"]).map(drop)
 }
 
 /// A disk of ours that a node has used, as far as its label tells.

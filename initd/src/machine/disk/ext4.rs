@@ -18,6 +18,8 @@ const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_CSUM_SEED: u32 = 0x2000;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
+/// `quota` and `project`.
+const RO_COMPAT_PROJECT_QUOTA: u32 = 0x100 | 0x2000;
 
 const AT_BLOCKS_LO: usize = 0x04;
 const AT_LOG_BLOCK_SIZE: usize = 0x18;
@@ -42,6 +44,8 @@ pub struct Superblock {
     pub block_bytes: u32,
     /// The label, lossily.
     pub label: String,
+    /// It counts, and can bound, what belongs to a project.
+    pub quota: bool,
     /// The journal has what must be replayed: it was not unmounted.
     pub replay: bool,
 }
@@ -112,7 +116,8 @@ fn whole(read: &Reader<'_>, has_magic: bool, device_bytes: u64) -> Result<Superb
     if state & STATE_CLEAN == 0 && !replay {
         return Err("it was not unmounted and has nothing to replay: it needs fsck.ext4".into());
     }
-    Ok(Superblock { bytes, block_bytes, label: LABEL.into(), replay })
+    let quota = read.u32(AT_RO_COMPAT) & RO_COMPAT_PROJECT_QUOTA == RO_COMPAT_PROJECT_QUOTA;
+    Ok(Superblock { bytes, block_bytes, label: LABEL.into(), quota, replay })
 }
 
 /// Gives a superblock an identity of its own. The sums of everything else hang on `s_checksum_seed`, which stays.

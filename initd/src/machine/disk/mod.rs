@@ -209,9 +209,14 @@ fn format(name: &str) -> std::io::Result<()> {
         id[6] = id[6] & 0x0f | 0x40;
         id[8] = id[8] & 0x3f | 0x80;
     }
-    template::write(&device, uuid, seed)?;
+    template::write(&device, knows_quotas(), uuid, seed)?;
     say!("state: {name} was blank and is formatted now");
     Ok(())
+}
+
+/// Whether the kernel can mount a file system with quotas: without the module it refuses.
+fn knows_quotas() -> bool {
+    Path::new("/sys/module/quota_v2").exists()
 }
 
 fn random() -> std::io::Result<[u8; 16]> {
@@ -235,8 +240,14 @@ fn mount(name: &str) -> Result<(Superblock, OwnedFd), String> {
     }
     let _ = std::fs::create_dir_all(STAGE);
     let flags = MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
-    rustix::mount::mount(&device, STAGE, "ext4", flags, c"errors=remount-ro")
-        .map_err(|e| format!("mount {name}: {e}"))?;
+    // Without the word they are counted and bound nobody.
+    let options =
+        if superblock.quota { c"errors=remount-ro,prjquota" } else { c"errors=remount-ro" };
+    rustix::mount::mount(&device, STAGE, "ext4", flags, options).map_err(|e| {
+        let lacks = superblock.quota && !knows_quotas();
+        let hint = if lacks { "; it has quotas, and this kernel lacks quota_v2" } else { "" };
+        format!("mount {name}: {e}{hint}")
+    })?;
     let refuse = |why: String| {
         let _ = rustix::mount::unmount(STAGE, UnmountFlags::NOFOLLOW);
         Err(why)

@@ -1,6 +1,6 @@
 //! A new ext4 without mkfs on the node: a template of 128 MiB, written to the blank disk, then grown in place.
 //!
-//! `template.bin` holds what `mkfs.ext4` of e2fsprogs 1.47 makes, as runs of bytes that are not zero; it is made again
+//! `template.bin` (and `template-quota.bin`, with project quotas) holds what `mkfs.ext4` of e2fsprogs 1.47 makes, as runs of bytes that are not zero; it is made again
 //! by `cargo run -p initd --example state-template`. Everything else up to its last used block is zeros.
 //!
 //! ```text
@@ -13,20 +13,28 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 const TEMPLATE: &[u8] = include_bytes!("template.bin");
+const WITH_QUOTA: &[u8] = include_bytes!("template-quota.bin");
 const BLOCK_BYTES: u64 = 4096;
 /// Written last, in one piece: until then the disk is still blank to whoever looks.
 const HEAD_BYTES: usize = 1 << 20;
 /// A run of one repeated byte.
 const FILL: u16 = 0x8000;
 
-/// Writes the template with an identity of its own and makes it durable.
+/// Writes a template with an identity of its own and makes it durable. One with quotas can only be mounted by a kernel that knows
+/// them.
 ///
 /// # Errors
 /// Of writing. A disk that was only partly written is still blank at its ends, unless the last write was cut.
-pub(super) fn write(device: &File, uuid: [u8; 16], hash_seed: [u8; 16]) -> io::Result<()> {
+pub(super) fn write(
+    device: &File,
+    quota: bool,
+    uuid: [u8; 16],
+    hash_seed: [u8; 16],
+) -> io::Result<()> {
     let bad =
         || io::Error::new(io::ErrorKind::InvalidData, "the template of a state disk is damaged");
-    let (blocks, mut runs) = TEMPLATE.split_first_chunk().ok_or_else(bad)?;
+    let template = if quota { WITH_QUOTA } else { TEMPLATE };
+    let (blocks, mut runs) = template.split_first_chunk().ok_or_else(bad)?;
     let used = u64::from(u32::from_le_bytes(*blocks)) * BLOCK_BYTES;
     let zeros = vec![0; HEAD_BYTES];
     let mut at = HEAD_BYTES as u64;

@@ -161,13 +161,20 @@ fn errors_an_open_journal_and_a_missing_one_are_told_apart() {
 
 #[test]
 fn the_template_is_a_clean_file_system_with_its_own_identity() {
+    for quota in [false, true] {
+        template_is_whole(quota);
+    }
+}
+
+fn template_is_whole(quota: bool) {
     let image = Image::new("template", 300);
     // What another life left in the middle.
     image.put(2 << 20, &vec![0xa5; 60 << 20]);
     let (uuid, seed) = ([0x11; 16], [0x22; 16]);
-    template::write(&image.file, uuid, seed).expect("write");
+    template::write(&image.file, quota, uuid, seed).expect("write");
     let Holds::Ext(Found::Ours(superblock)) = image.holds() else { panic!("{:?}", image.holds()) };
     assert_eq!((superblock.bytes, superblock.replay), (FORMAT_BYTES_MIN, false));
+    assert_eq!(superblock.quota, quota);
     image.run(&["e2fsck", "-f", "-n"]);
     let text = image.run(&["dumpe2fs", "-h"]);
     assert!(
@@ -186,7 +193,7 @@ fn the_template_is_a_clean_file_system_with_its_own_identity() {
 fn a_format_cut_before_its_end_leaves_a_blank_disk() {
     // Everything but the last write, which is the head.
     let image = Image::new("cut", 300);
-    template::write(&image.file, [1; 16], [2; 16]).expect("write");
+    template::write(&image.file, true, [1; 16], [2; 16]).expect("write");
     image.put(0, &[0; 1 << 20]);
     assert_eq!(image.holds(), Holds::Blank);
 }
@@ -372,8 +379,13 @@ fn disk(name: &str, holds: Holds) -> Candidate {
 }
 
 fn good() -> Holds {
-    let superblock =
-        Superblock { bytes: 1 << 30, block_bytes: 4096, label: LABEL.into(), replay: false };
+    let superblock = Superblock {
+        bytes: 1 << 30,
+        block_bytes: 4096,
+        label: LABEL.into(),
+        quota: false,
+        replay: false,
+    };
     Holds::Ext(Found::Ours(superblock))
 }
 
