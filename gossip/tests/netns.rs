@@ -40,7 +40,7 @@ fn skip(test: &str) -> bool {
         Err(_) => "needs iproute2",
         Ok(_) => return false,
     };
-    println!("SKIP {test}: {why}");
+    skip::because(test, why);
     true
 }
 

@@ -12,7 +12,7 @@ fn kernel(test: &str, set: Set) -> Option<Kernel> {
     match Kernel::fetch(set.flavour(), &cache()) {
         Ok(kernel) => Some(kernel),
         Err(why) => {
-            println!("SKIP {test}: {why}");
+            skip::because(test, why);
             None
         }
     }
@@ -121,7 +121,7 @@ fn boot_dir(test: &str, set: Set) -> Option<(PathBuf, images::Built)> {
     match build.run() {
         Ok(built) => Some((out, built)),
         Err(images::Error::Tool { command, stderr, .. }) if command.contains("apt-get") => {
-            println!("SKIP {test}: {command}: {stderr}");
+            skip::because(test, format_args!("{command}: {stderr}"));
             None
         }
         Err(error) => panic!("{error}"),

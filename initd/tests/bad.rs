@@ -31,7 +31,7 @@ fn an_environment_over_the_limit_and_a_missing_loader_say_so() {
         let text = bed.failure(ContainerSpec { argv, ..bed.container(&[]) });
         assert!(text.contains("needs the loader /lib"), "{text}");
     } else {
-        println!("SKIP missing loader: no cc");
+        skip::because("missing loader", "no cc");
     }
 }
 

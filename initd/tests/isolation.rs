@@ -55,7 +55,7 @@ fn peer(bed: &Bed, who: &str) -> Option<Found> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
     if !dirs.any(|dir| dir.join(who).exists()) {
-        println!("SKIP {who}: not installed");
+        skip::because(who, "not installed");
         return None;
     }
     let id = format!("quelea-isolation-{}", std::process::id());

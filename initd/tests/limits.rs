@@ -11,6 +11,7 @@ use common::{Bed, LONG, eventually, finish, root_or_skip};
 use initd::cgroup::{Cgroups, Usage, usage};
 use initd::pod::{ContainerSpec, Device, HugePages, IoLimit, Kind, PodSpec, Resources};
 use initd::shim::{Condition, Event};
+use skip::Listed;
 
 /// A bed, on a machine with these controllers; otherwise says what is missing.
 fn bed(name: &str, controllers: &[&str]) -> Option<Bed> {
@@ -20,8 +21,12 @@ fn bed(name: &str, controllers: &[&str]) -> Option<Bed> {
     let there = Cgroups::probe().map(|c| c.controllers).unwrap_or_default();
     let missing: Vec<_> = controllers.iter().filter(|c| !there.iter().any(|t| t == **c)).collect();
     let bed = Bed::new(name);
-    if !missing.is_empty() || bed.node.is_none() {
-        println!("SKIP {name}: the machine lacks the controllers {missing:?}");
+    if !missing.is_empty() {
+        skip::listed(name, Listed::Controllers, format_args!("the machine lacks {missing:?}"));
+        return None;
+    }
+    if bed.node.is_none() {
+        skip::because(name, "no cgroup could be made");
         return None;
     }
     Some(bed)
@@ -148,7 +153,7 @@ fn a_processor_is_given_in_parts_and_only_where_it_may_be_used() {
 fn a_cpuset_is_where_a_container_runs_whatever_it_asks_for() {
     let Some(bed) = bed("cpuset", &["cpuset"]) else { return };
     if std::thread::available_parallelism().is_ok_and(|n| n.get() < 2) {
-        println!("SKIP cpuset: one processor");
+        skip::because("cpuset", "one processor");
         return;
     }
     for cpu in ["0", "1"] {
@@ -176,7 +181,7 @@ fn huge_pages_are_counted() {
     let Some(bed) = bed("huge", &["hugetlb"]) else { return };
     let pool = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
     if pool.ok().and_then(|n| n.trim().parse::<u32>().ok()).is_none_or(|n| n < 4) {
-        println!("SKIP huge: fewer than 4 free pages of 2 MiB (kernel argument hugepages=)");
+        skip::listed("huge", Listed::HugePages, "fewer than 4 free pages of 2 MiB");
         return;
     }
     let pages = |max_bytes| Resources {
@@ -196,7 +201,7 @@ fn a_disk_is_read_and_written_no_faster_than_allowed() {
     const KIB: u64 = 1024;
     let Some(bed) = bed("disk", &["io"]) else { return };
     let Some(disk) = std::env::var_os("QUELEA_TEST_DISK").map(PathBuf::from) else {
-        println!("SKIP disk: QUELEA_TEST_DISK names none");
+        skip::listed("disk", Listed::SpareDisk, "QUELEA_TEST_DISK names none");
         return;
     };
     let run = |words: &[&str], io: Vec<IoLimit>| {
@@ -244,7 +249,7 @@ fn a_disk_is_read_and_written_no_faster_than_allowed() {
 fn what_a_container_reads_and_writes_is_counted() {
     let Some(bed) = bed("iostat", &["io"]) else { return };
     let Some(disk) = std::env::var_os("QUELEA_TEST_DISK").map(PathBuf::from) else {
-        println!("SKIP iostat: QUELEA_TEST_DISK names none");
+        skip::listed("iostat", Listed::SpareDisk, "QUELEA_TEST_DISK names none");
         return;
     };
     let device = Device { name: "disk".into(), source: disk, read_only: false };

@@ -88,7 +88,7 @@ fn what_a_container_leaves_in_a_shared_pid_namespace_ends_with_it() {
     }
     let bed = Bed::new("left");
     if bed.node.is_none() {
-        println!("SKIP share_pid_leftovers: needs cgroup v2");
+        skip::because("share_pid_leftovers", "needs cgroup v2");
         return;
     }
     let stays = ContainerSpec {
@@ -187,7 +187,7 @@ fn the_filter_of_a_cgroup_refuses_nodes_that_are_there() {
     }
     let bed = Bed::new("filter");
     let Some(node) = &bed.node else {
-        println!("SKIP device_filter: needs cgroup v2");
+        skip::because("device_filter", "needs cgroup v2");
         return;
     };
     let kmsg =
@@ -207,7 +207,7 @@ fn the_filter_of_a_cgroup_refuses_nodes_that_are_there() {
     finish(shim);
     if let Some(errno) = refused {
         // Without filters a device for reading only is not given at all.
-        println!("SKIP device_filter: the kernel takes none ({errno})");
+        skip::because("device_filter", format_args!("the kernel takes none ({errno})"));
         return;
     }
     let log = bed.log("main");

@@ -108,7 +108,7 @@ fn oracle(compat: bool) -> Option<Vec<Insn>> {
     let exe = dir.join("oracle");
     let built = Command::new("cc").arg("-o").arg(&exe).args([source, "-lseccomp"]).output();
     if !built.as_ref().is_ok_and(|o| o.status.success()) {
-        println!("SKIP libseccomp: cc and libseccomp-dev are needed");
+        skip::because("libseccomp", "cc and libseccomp-dev are needed");
         return None;
     }
     let mut child = Command::new(&exe)

@@ -325,7 +325,7 @@ fn what_is_taken_reads_the_same_in_python() {
     }
     let Ok(out) = out.map(|o| String::from_utf8(o.stdout).unwrap()).map_err(|e| println!("{e}"))
     else {
-        println!("SKIP what_is_taken_reads_the_same_in_python: no python3");
+        skip::because("what_is_taken_reads_the_same_in_python", "no python3");
         return;
     };
     let mut theirs = std::collections::BTreeMap::<String, Vec<String>>::new();

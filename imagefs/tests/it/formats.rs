@@ -20,7 +20,7 @@ fn zstd(test: &str, bytes: &[u8], args: &[&str]) -> Option<Vec<u8>> {
         .stdout(Stdio::piped())
         .spawn();
     let Ok(mut child) = child else {
-        println!("SKIP {test}: no zstd program");
+        skip::because(test, "no zstd program");
         return None;
     };
     let mut stdin = child.stdin.take().unwrap();

@@ -57,14 +57,15 @@ pub(crate) fn private_mounts(test: &str) -> bool {
     use rustix::mount::{MountPropagationFlags, mount_change};
     // SAFETY: unshare(CLONE_NEWNS) touches no memory; it gives this thread its own fs_struct and mount namespace.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-        println!("SKIP {test}: unshare(CLONE_NEWNS): {}", std::io::Error::last_os_error());
+        let why = std::io::Error::last_os_error();
+        skip::because(test, format_args!("unshare(CLONE_NEWNS): {why}"));
         return false;
     }
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
     let known = fs::read_to_string("/proc/filesystems").unwrap();
     for fs in ["erofs", "overlay"] {
         if !known.split_whitespace().any(|w| w == fs) {
-            println!("SKIP {test}: kernel without {fs}");
+            skip::because(test, format_args!("kernel without {fs}"));
             return false;
         }
     }

@@ -279,7 +279,7 @@ fn a_store_in_memory_uses_loop_devices() {
         return;
     }
     if !Path::new("/dev/loop-control").exists() {
-        println!("SKIP a_store_in_memory_uses_loop_devices: no /dev/loop-control");
+        skip::because("a_store_in_memory_uses_loop_devices", "no /dev/loop-control");
         return;
     }
     let outer = Scratch::new("tmpfs");
@@ -367,7 +367,7 @@ fn everything_is_shifted_by_a_user_namespace() {
         return;
     }
     let Some(ns) = UserNs::new(65536) else {
-        println!("SKIP everything_is_shifted_by_a_user_namespace: cannot make a user namespace");
+        skip::because("everything_is_shifted_by_a_user_namespace", "cannot make a user namespace");
         return;
     };
     let root = s.join("dir");
@@ -432,7 +432,7 @@ fn a_namespace_that_does_not_map_root_is_refused() {
         .stdout(Stdio::piped())
         .spawn()
     else {
-        println!("SKIP a_namespace_that_does_not_map_root_is_refused: no unshare program");
+        skip::because("a_namespace_that_does_not_map_root_is_refused", "no unshare program");
         return;
     };
     let mut line = String::new();

@@ -122,7 +122,7 @@ fn what_gnu_tar_extracts_is_what_is_mounted() {
         return;
     }
     if !run(s.path(), "tar", &["--version"]) {
-        println!("SKIP {name}: no tar program");
+        skip::because(name, "no tar program");
         return;
     }
     for (format, rich) in

@@ -37,7 +37,7 @@ impl Cable {
         for line in lines {
             let made = Command::new("ip").args(line.split(' ')).output();
             if !made.as_ref().is_ok_and(|out| out.status.success()) {
-                println!("SKIP {test}: ip {line}: {made:?}");
+                skip::because(test, format_args!("ip {line}: {made:?}"));
                 return None;
             }
         }

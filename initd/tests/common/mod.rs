@@ -25,7 +25,7 @@ pub fn part(of: usize) -> usize {
 pub fn root_or_skip(name: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("SKIP {name}: needs root");
+        skip::because(name, "needs root");
     }
     root
 }

@@ -76,7 +76,7 @@ pub fn skip(test: &str) -> bool {
     } else {
         return false;
     };
-    println!("SKIP {test}: {why}");
+    skip::because(test, why);
     true
 }
 

@@ -297,3 +297,19 @@ fn passed(env: &Env, cluster: Cluster, figures: Vec<Figure>) -> Outcome {
     }
     Outcome::Passed(figures)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What tests may skip elsewhere is run here, and whole.
+    #[test]
+    fn all_that_may_be_skipped_is_proven_by_a_scenario() {
+        for lacks in skip::Listed::ALL {
+            let proof = ALL.iter().find(|scenario| scenario.name == lacks.proof());
+            assert!(proof.is_some(), "{lacks:?}: no scenario {}", lacks.proof());
+        }
+        let suites = suites::SUITES;
+        assert!(suites.iter().any(|(name, tests)| *name == "limits" && tests.is_empty()));
+    }
+}

@@ -14,7 +14,7 @@ use std::{
 const SUITE_MS: u64 = 240_000;
 
 /// Test programs of `initd`, and which of their tests; all when none is named.
-const SUITES: &[(&str, &[&str])] = &[
+pub(super) const SUITES: &[(&str, &[&str])] = &[
     ("escape", &[]),
     ("hostile", &[]),
     ("limits", &[]),

@@ -241,7 +241,7 @@ fn unmount() {
 /// Runs it on a thread that sees mounts of its own. False (and says so): the test needs root.
 fn apart(test: &str, run: impl FnOnce() + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
-        println!("SKIP {test}: needs root");
+        skip::because(test, "needs root");
         return;
     }
     let thread = std::thread::spawn(|| {
@@ -306,7 +306,7 @@ fn may_resize() -> bool {
     let line = status.lines().find_map(|l| l.strip_prefix("CapEff:")).expect("CapEff");
     let may = u64::from_str_radix(line.trim(), 16).expect("hex") >> 24 & 1 == 1;
     if !may {
-        println!("SKIP the growing: no CAP_SYS_RESOURCE");
+        skip::listed("the growing", skip::Listed::Growing, "no CAP_SYS_RESOURCE");
     }
     may
 }
