@@ -60,6 +60,16 @@ impl World {
                 let jump = self.rng.random_range(-3_600_000..=3_600_000_i64);
                 self.machines[node].wall_offset_ms = jump;
             }
+            Fault::ClockDrift => {
+                self.marks.hit("fault clock drift");
+                let ppm = self.rng.random_range(5_000..=50_000_i64);
+                let ppm = if self.rng.random_bool(0.5) { ppm } else { -ppm };
+                self.machines[node].clock.drift(self.now, ppm);
+                let after = self.between(5_000, 60_000);
+                self.queue.push(self.now + after, Ev::ClockSteady { node });
+                // What it waits for is nearer or farther now.
+                self.plan_wake(node);
+            }
             Fault::LossBurst => {
                 self.marks.hit("fault loss burst");
                 self.net.loss = self.rng.random_range(200..500);

@@ -22,6 +22,7 @@
 //! did not test what it says.
 
 pub mod check;
+pub mod clock;
 mod faults;
 pub mod flock;
 pub mod kernel;

@@ -27,10 +27,11 @@ impl Marks {
 }
 
 /// Without any of these a set of at least [`SEEDS_MIN`] runs has failed.
-pub const REQUIRED: [&str; 40] = [
+pub const REQUIRED: [&str; 42] = [
     "fault agent restart",
     "fault amnesia",
     "fault bridge",
+    "fault clock drift",
     "fault clock jump",
     "fault crash",
     "fault delay burst",
@@ -47,6 +48,7 @@ pub const REQUIRED: [&str; 40] = [
     "net corrupt",
     "net duplicate",
     "net loss",
+    "clock a second off",
     "disk lost an unsynced record",
     "operator new",
     "operator update",

@@ -117,13 +117,15 @@ pub enum Fault {
     SwizzleClog,
     /// A disk makes what it is given durable seconds later.
     SlowDisk,
+    /// A machine's clocks run up to 5 % fast or slow for a while. Where this is known, each is up to 500 ppm off anyway.
+    ClockDrift,
 }
 
 /// Kinds of faults there are.
 pub const KINDS: usize = ALL.len();
 
 /// In the order in which they came: see [`Options::kinds`].
-const ALL: [Fault; 16] = [
+const ALL: [Fault; 17] = [
     Fault::Partition,
     Fault::Isolate,
     Fault::OneWay,
@@ -140,6 +142,7 @@ const ALL: [Fault; 16] = [
     Fault::Forget,
     Fault::SwizzleClog,
     Fault::SlowDisk,
+    Fault::ClockDrift,
 ];
 
 impl Drawn {

@@ -10,16 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use rand::rngs::Xoshiro256PlusPlus;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use sched::Observed;
 use sched::hash::stable;
 
 use crate::check::{self, Seen};
+use crate::clock::Clock;
 use crate::marks::Marks;
 use crate::net::Net;
 use crate::node::Effect;
 use crate::operator::Operator;
-use crate::options::{Drawn, Options};
+use crate::options::{Drawn, Fault, Options};
 use crate::queue::Queue;
 use crate::report::{Report, VIOLATIONS_MAX};
 use machine::{Machine, machine};
@@ -33,6 +34,9 @@ const WALL_MS: u64 = 1_800_000_000_000;
 /// Sources of randomness of their own: see [`World::drawing`].
 const FAULTS: u64 = 1;
 const OPERATIONS: u64 = 2;
+const CLOCKS: u8 = 3;
+/// How far a clock of a machine is off for all of its life, parts in a million.
+const RATED_PPM: i64 = 500;
 /// Datagrams that wait for a paused node; more are dropped, as a socket buffer does.
 const INBOX_MAX: usize = 2048;
 /// A side knows that it is one after this long without a boot or a resume on it.
@@ -54,6 +58,7 @@ pub(crate) enum Ev {
     Clog { node: usize },
     Unclog { node: usize },
     DiskWell { node: usize },
+    ClockSteady { node: usize },
     Forget { node: usize },
     Second,
 }
@@ -113,7 +118,9 @@ impl World {
             jitter_us: drawn.latency_us / 4,
             ..Net::default()
         };
-        let machines: Vec<Machine> = (0..n).map(|i| machine(i, drawn.racks)).collect();
+        let clocks = clocks(&options, &drawn);
+        let machines: Vec<Machine> =
+            clocks.into_iter().enumerate().map(|(i, c)| machine(i, drawn.racks, c)).collect();
         Self {
             options,
             drawn,
@@ -281,6 +288,7 @@ impl World {
             Ev::Clog { node } => self.net.clogged[node] |= !self.calm,
             Ev::Unclog { node } => self.unclog(node),
             Ev::DiskWell { node } => self.machines[node].disk_slow = false,
+            Ev::ClockSteady { node } => self.steady(node),
             Ev::Forget { node } => self.forget(node),
             Ev::Second => {
                 self.acknowledge();
@@ -316,4 +324,16 @@ impl World {
         let hash = stable(parts) ^ self.now.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.trace = self.trace.rotate_left(7).wrapping_mul(0x0000_0100_0000_01b3) ^ hash;
     }
+}
+
+/// The machines' clocks: right, or as good as clocks of machines are in a run that knows of drift.
+fn clocks(options: &Options, drawn: &Drawn) -> Vec<Clock> {
+    let seed = stable(&[&options.seed.to_be_bytes(), &[CLOCKS]]);
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let drifts = drawn.faults.contains(&Fault::ClockDrift);
+    let clock = |_| {
+        let ppm = if drifts { rng.random_range(-RATED_PPM..=RATED_PPM) } else { 0 };
+        Clock::new(ppm)
+    };
+    (0..drawn.nodes).map(clock).collect()
 }

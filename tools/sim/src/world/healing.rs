@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::{Ev, Heal, World};
+use super::{Ev, Heal, S, World};
 
 impl World {
     pub(super) fn heal(&mut self, heal: Heal) {
@@ -33,6 +33,18 @@ impl World {
         }
     }
 
+    /// A clock that drifted runs as it was made to; nobody sets it right.
+    pub(super) fn steady(&mut self, node: usize) {
+        let clock = &mut self.machines[node].clock;
+        if !clock.steady(self.now) {
+            return;
+        }
+        if clock.off_us(self.now) >= S {
+            self.marks.hit("clock a second off");
+        }
+        self.plan_wake(node);
+    }
+
     pub(super) fn heal_all(&mut self) {
         self.calm = true;
         self.join_sides();
@@ -40,6 +52,7 @@ impl World {
         for node in 0..self.machines.len() {
             self.unclog(node);
             self.machines[node].disk_slow = false;
+            self.steady(node);
         }
         self.net.loss = self.drawn.loss.min(10);
         self.net.jitter_us = self.drawn.latency_us / 4;
@@ -52,10 +65,10 @@ impl World {
             }
             if self.machines[node].drain {
                 self.machines[node].drain = false;
-                let wall = self.wall_ms(node);
+                let (now, wall) = (self.local_us(node), self.wall_ms(node));
                 let mut effects = Vec::new();
                 if let Some(n) = &mut self.machines[node].node {
-                    n.drain(self.now, wall, false, &mut effects);
+                    n.drain(now, wall, false, &mut effects);
                     self.apply(node, effects);
                 }
             }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use sched::{NodeRecord, Observed};
 
 use super::World;
+use crate::clock::Clock;
 use crate::kernel::{Disk, Kernel};
 use crate::node::Node;
 
@@ -28,6 +29,8 @@ pub(crate) struct Machine {
     pub(crate) boots: u64,
     pub(crate) paused: bool,
     pub(super) inbox: Vec<Waiting>,
+    /// Its clocks; the wall clock is so much farther off.
+    pub(crate) clock: Clock,
     pub(crate) wall_offset_ms: i64,
     pub(super) wake_at: Option<u64>,
     /// What it writes becomes durable late.
@@ -84,7 +87,7 @@ pub(super) fn index(addr: SocketAddr) -> usize {
     if ours { usize::from(high) * 250 + usize::from(low) - 1 } else { usize::MAX }
 }
 
-pub(super) fn machine(i: usize, racks: usize) -> Machine {
+pub(super) fn machine(i: usize, racks: usize, clock: Clock) -> Machine {
     let rack = i % racks;
     // Rows of two racks; fits: nodes are bounded far below.
     let labels = [("rack", format!("r{rack}")), ("row", format!("row{}", rack / 2))];
@@ -106,6 +109,7 @@ pub(super) fn machine(i: usize, racks: usize) -> Machine {
         boots: 0,
         paused: false,
         inbox: Vec::new(),
+        clock,
         wall_offset_ms: 0,
         wake_at: None,
         gone: false,

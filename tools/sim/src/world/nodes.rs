@@ -17,11 +17,17 @@ const SLOW_US: u64 = 8 * S;
 
 impl World {
     pub(crate) fn wall_ms(&self, node: usize) -> u64 {
-        (WALL_MS + self.now / 1000).saturating_add_signed(self.machines[node].wall_offset_ms)
+        let m = &self.machines[node];
+        (WALL_MS + m.clock.at(self.now) / 1000).saturating_add_signed(m.wall_offset_ms)
+    }
+
+    /// The time as this machine has it.
+    pub(crate) fn local_us(&self, node: usize) -> u64 {
+        self.machines[node].clock.at(self.now)
     }
 
     pub(super) fn boot(&mut self, node: usize) {
-        let wall = self.wall_ms(node);
+        let (now, wall) = (self.local_us(node), self.wall_ms(node));
         let seeds: Vec<SocketAddr> = self.machines.iter().take(3).map(|m| m.addr).collect();
         let m = &mut self.machines[node];
         if m.node.is_some() || m.gone {
@@ -51,13 +57,13 @@ impl World {
             seed: self.rng.next_u64(),
         };
         let mut effects = Vec::new();
-        m.node = Some(Node::boot(boot, self.now, wall, &mut effects));
+        m.node = Some(Node::boot(boot, now, wall, &mut effects));
         self.note(&[b"boot", &node.to_be_bytes()]);
         self.apply(node, effects);
     }
 
     pub(super) fn datagram(&mut self, to: usize, from: SocketAddr, bytes: Vec<u8>) {
-        let wall = self.wall_ms(to);
+        let (now, wall) = (self.local_us(to), self.wall_ms(to));
         let m = &mut self.machines[to];
         let Some(node) = &mut m.node else { return };
         if m.paused {
@@ -67,25 +73,25 @@ impl World {
             return;
         }
         let mut effects = std::mem::take(&mut self.spare);
-        node.datagram(self.now, wall, from, &bytes, &mut effects);
+        node.datagram(now, wall, from, &bytes, &mut effects);
         self.note_datagram(to, &bytes);
         self.apply(to, effects);
     }
 
     pub(super) fn wake(&mut self, node: usize) {
-        let wall = self.wall_ms(node);
+        let (now, wall) = (self.local_us(node), self.wall_ms(node));
         let m = &mut self.machines[node];
         if m.wake_at.is_none_or(|at| at > self.now) || m.paused {
             return;
         }
         m.wake_at = None;
         let Some(n) = &mut m.node else { return };
-        if n.next_deadline().is_none_or(|at| at > self.now) {
-            // What it was planned for has been cancelled.
+        if n.next_deadline().is_none_or(|at| at > now) {
+            // What it was planned for has been cancelled, or the clock has become slower.
             return self.plan_wake(node);
         }
         let mut effects = std::mem::take(&mut self.spare);
-        n.timer(self.now, wall, &mut effects);
+        n.timer(now, wall, &mut effects);
         self.apply(node, effects);
     }
 
@@ -109,10 +115,10 @@ impl World {
         self.plan_wake(node);
     }
 
-    pub(super) fn plan_wake(&mut self, node: usize) {
+    pub(crate) fn plan_wake(&mut self, node: usize) {
         let m = &mut self.machines[node];
         let Some(at) = m.node.as_ref().and_then(Node::next_deadline) else { return };
-        let at = at.max(self.now);
+        let at = m.clock.when(at).max(self.now);
         if m.wake_at.is_none_or(|planned| at < planned || planned < self.now) {
             m.wake_at = Some(at);
             self.queue.push(at, Ev::Wake { node });

@@ -12,7 +12,7 @@ impl World {
             (0..self.machines.len()).filter(|i| self.machines[*i].node.is_some()).collect();
         let awake: Vec<usize> = up.into_iter().filter(|i| !self.machines[*i].paused).collect();
         let Some(&node) = awake.get(self.rng.random_range(0..awake.len().max(1))) else { return };
-        let wall = self.wall_ms(node);
+        let (now, wall) = (self.local_us(node), self.wall_ms(node));
         let mut effects = Vec::new();
         if self.rng.random_bool(0.15) {
             // One drained node at a time, so that there is room.
@@ -23,9 +23,9 @@ impl World {
             }
             self.machines[draining].drain = on;
             self.marks.hit("operator drain");
-            let wall = self.wall_ms(draining);
+            let (now, wall) = (self.local_us(draining), self.wall_ms(draining));
             if let Some(n) = &mut self.machines[draining].node {
-                n.drain(self.now, wall, on, &mut effects);
+                n.drain(now, wall, on, &mut effects);
                 self.apply(draining, effects);
             }
             return;
@@ -34,7 +34,7 @@ impl World {
         let remain = remain.saturating_sub(self.machines.len() / 4);
         let submitted = self.operator.act(remain, &mut self.rng, &mut self.marks);
         let Some(n) = &mut self.machines[node].node else { return };
-        let generation = n.submit(self.now, wall, &submitted, &mut effects);
+        let generation = n.submit(now, wall, &submitted, &mut effects);
         if self.options.verbose {
             let (at, text) = (self.now / 1000, submitted.text.replace('\n', " "));
             let name = &self.machines[node].name;
@@ -77,10 +77,10 @@ impl World {
         };
         if let Some(node) = self.machines.iter().position(knows) {
             self.forgotten.insert(name.clone());
-            let wall = self.wall_ms(node);
+            let (now, wall) = (self.local_us(node), self.wall_ms(node));
             let mut effects = Vec::new();
             if let Some(n) = &mut self.machines[node].node {
-                n.forget(self.now, wall, &name, &mut effects);
+                n.forget(now, wall, &name, &mut effects);
             }
             self.apply(node, effects);
         }

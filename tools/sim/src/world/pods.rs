@@ -74,7 +74,7 @@ impl World {
     }
 
     pub(crate) fn tell(&mut self, node: usize, claim: String, observed: Observed) {
-        let wall = self.wall_ms(node);
+        let (now, wall) = (self.local_us(node), self.wall_ms(node));
         let m = &mut self.machines[node];
         let Some(n) = &mut m.node else { return };
         if m.paused {
@@ -82,7 +82,7 @@ impl World {
             return;
         }
         let mut effects = Vec::new();
-        n.pod(self.now, wall, &claim, observed, &mut effects);
+        n.pod(now, wall, &claim, observed, &mut effects);
         self.note(&[b"pod", &node.to_be_bytes(), claim.as_bytes()]);
         self.apply(node, effects);
     }
