@@ -17,10 +17,12 @@ use crate::member::MemberInfo;
 use crate::wire::Reader;
 
 mod files;
+mod image;
 mod log;
 mod worker;
 
 use files::{Files, LogFile, Real};
+pub use image::LogImage;
 use log::{Entry, crc32, load};
 pub(crate) use log::{load_bytes, log_of};
 pub(crate) use worker::Worker;
@@ -153,15 +155,10 @@ impl Disk {
 
     /// Remembers something. It is on its way to the disk after [`Disk::write`] and there after [`Disk::sync`].
     pub(crate) fn append(&mut self, what: &Persist) -> Result<(), Error> {
-        let entry = match what {
-            Persist::Record { record, .. } => Entry::Record(record),
-            Persist::Dropped { key } => Entry::Dropped(key),
-            Persist::Member(info) => Entry::Member(info),
-            Persist::Forgotten { name } => Entry::Forgotten(name),
-            Persist::Generation(generation) => {
-                return write_generation(&*self.files, &self.dir, *generation);
-            }
-        };
+        if let Persist::Generation(generation) = what {
+            return write_generation(&*self.files, &self.dir, *generation);
+        }
+        let Some(entry) = Entry::of(what) else { return Ok(()) };
         if self.broken {
             return Ok(());
         }

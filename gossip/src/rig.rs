@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::api::{Expect, Output};
 use crate::config::{Limits, Profile, Timing};
+pub use crate::disk::LogImage;
 use crate::frame::{Binding, KeyRing, SecretKey};
 use crate::map::{MapCtx, Replica};
 use crate::member::{Member, Nid, State};

@@ -10,6 +10,7 @@
 
 use std::path::Path;
 
+use crate::api::Persist;
 use crate::core::Restored;
 use crate::error::Error;
 use crate::map::Record;
@@ -41,7 +42,18 @@ pub(super) enum Entry<'a> {
     Mark { durable: u64, wall_ms: u64 },
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// What is written of this to the log; nothing of the generation, which has a file of its own.
+    pub(super) fn of(what: &'a Persist) -> Option<Entry<'a>> {
+        Some(match what {
+            Persist::Record { record, .. } => Entry::Record(record),
+            Persist::Dropped { key } => Entry::Dropped(key),
+            Persist::Member(info) => Entry::Member(info),
+            Persist::Forgotten { name } => Entry::Forgotten(name),
+            Persist::Generation(_) => return None,
+        })
+    }
+
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; HEAD_BYTES]);

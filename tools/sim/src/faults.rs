@@ -70,6 +70,11 @@ impl World {
                 // What it waits for is nearer or farther now.
                 self.plan_wake(node);
             }
+            Fault::TornWrite => {
+                if self.machines[node].node.is_some() {
+                    self.machines[node].tears = Some(self.rng.next_u64());
+                }
+            }
             Fault::LossBurst => {
                 self.marks.hit("fault loss burst");
                 self.net.loss = self.rng.random_range(200..500);

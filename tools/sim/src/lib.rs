@@ -15,6 +15,7 @@
 //! - a side with at most half of the roster starts no service pod;
 //! - a member's (generation, incarnation) never goes back at an observer;
 //! - a spec that most nodes held is never lost;
+//! - what a disk said is durable is read back after a torn write, and nothing that was not whole on it;
 //! - after the heal: one member view, one map, every slot exactly one ready pod of the newest template and
 //!   one claim, every daemon on every node that it wants, nothing else; and then no start.
 //!
@@ -23,6 +24,7 @@
 
 pub mod check;
 pub mod clock;
+pub mod disk;
 mod faults;
 pub mod flock;
 pub mod kernel;

@@ -27,7 +27,7 @@ impl Marks {
 }
 
 /// Without any of these a set of at least [`SEEDS_MIN`] runs has failed.
-pub const REQUIRED: [&str; 42] = [
+pub const REQUIRED: [&str; 44] = [
     "fault agent restart",
     "fault amnesia",
     "fault bridge",
@@ -45,11 +45,13 @@ pub const REQUIRED: [&str; 42] = [
     "fault pod trouble",
     "fault slow disk",
     "fault swizzle clog",
+    "fault torn write",
     "net corrupt",
     "net duplicate",
     "net loss",
     "clock a second off",
     "disk lost an unsynced record",
+    "disk tore a record",
     "operator new",
     "operator update",
     "operator scale",

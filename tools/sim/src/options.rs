@@ -119,13 +119,15 @@ pub enum Fault {
     SlowDisk,
     /// A machine's clocks run up to 5 % fast or slow for a while. Where this is known, each is up to 500 ppm off anyway.
     ClockDrift,
+    /// A machine loses power in the middle of its next write.
+    TornWrite,
 }
 
 /// Kinds of faults there are.
 pub const KINDS: usize = ALL.len();
 
 /// In the order in which they came: see [`Options::kinds`].
-const ALL: [Fault; 17] = [
+const ALL: [Fault; 18] = [
     Fault::Partition,
     Fault::Isolate,
     Fault::OneWay,
@@ -143,6 +145,7 @@ const ALL: [Fault; 17] = [
     Fault::SwizzleClog,
     Fault::SlowDisk,
     Fault::ClockDrift,
+    Fault::TornWrite,
 ];
 
 impl Drawn {

@@ -5,10 +5,16 @@ use std::sync::Arc;
 
 use sched::{Claim, ClaimRecord, NodeRecord, Spec};
 use sim::check;
+use sim::disk::Disk;
 use sim::kernel::Kernel;
 use sim::marks::{Marks, REQUIRED};
 use sim::options::{Drawn, Fault, KINDS};
 use sim::{Options, Summary};
+
+use gossip::rig::LogImage;
+use gossip::{Persist, Record};
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
 
 fn short(seed: u64) -> Options {
     Options { nodes_max: 6, safety_s: 25, ..Options::new(seed) }
@@ -52,7 +58,7 @@ fn a_missing_mark_fails_a_large_set() {
 #[test]
 fn a_draw_of_fewer_kinds_is_the_draw_of_then() {
     let draw = |seed, kinds| Drawn::draw(&Options { kinds, ..Options::new(seed) });
-    let later = [Fault::SwizzleClog, Fault::SlowDisk, Fault::ClockDrift];
+    let later = [Fault::SwizzleClog, Fault::SlowDisk, Fault::ClockDrift, Fault::TornWrite];
     for (seed, kinds) in (0..200).flat_map(|seed| [(seed, 14), (seed, 16)]) {
         let (then, now) = (draw(seed, kinds), draw(seed, KINDS));
         let later = &later[kinds - 14..];
@@ -96,4 +102,52 @@ fn a_foreign_write_is_seen() {
     assert!(check::writer("a", "a/b/x", true, &none).is_err());
     assert!(check::writer("a", "a/b/x", true, &gone).is_ok());
     assert!(check::writer("a", "s/x/y", false, &none).is_err());
+}
+
+fn put(rev: u64) -> Persist {
+    let body = vec![rev as u8; 300 * rev as usize % 700];
+    let key = format!("s/ns/{}", rev % 4);
+    let record = Record::new(&key, rev, rev, "n1".into(), 0, Some(body.into()));
+    Persist::Record { record, local: false }
+}
+
+/// Revisions so far that are durable, and so far that are on their way.
+fn disk(durable: u64, written: u64) -> Disk {
+    let mut disk = Disk::default();
+    (1..=durable).for_each(|rev| disk.begin(put(rev)));
+    disk.sync(5);
+    (durable + 1..=written).for_each(|rev| disk.begin(put(rev)));
+    disk
+}
+
+#[test]
+fn a_torn_write_takes_only_the_end() {
+    let (mut partial, mut kept) = (0, 0);
+    for seed in 0..500 {
+        let mut disk = disk(6, 12);
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let torn = disk.tear("n1", &mut rng).expect("the reader keeps what is durable");
+        partial += usize::from(torn.partial);
+        kept += usize::from(torn.lost < 6);
+        let found = disk.restored().records.iter().map(|r| r.rev).max();
+        assert_eq!(found, Some(12 - torn.lost as u64), "{torn:?}");
+    }
+    assert!(partial > 100 && kept > 100, "{partial} in the middle of a record, {kept} behind one");
+}
+
+#[test]
+fn a_durable_record_that_a_torn_write_takes_is_seen() {
+    let durable = disk(6, 6).restored();
+    let tail = || vec![put(7)];
+    let image = LogImage::new("n1", &durable, &tail());
+    let recover = |left: &[u8]| disk(6, 6).recover("n1", tail(), &image, left);
+    let lost = recover(&image.bytes[..image.ends[0] - 1]).expect_err("a durable byte is missing");
+    assert!(lost.contains("lost s/ns/"), "{lost}");
+    let mut damaged = image.bytes.clone();
+    damaged[image.ends[0] - 1] ^= 1;
+    let refused = recover(&damaged).expect_err("a mark behind it says that it was durable");
+    assert!(refused.contains("checksum"), "{refused}");
+    // A record that was never whole on the disk.
+    let other = LogImage::new("n1", &durable, &[put(8)]);
+    assert!(recover(&other.bytes).is_err());
 }

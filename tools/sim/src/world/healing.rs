@@ -52,6 +52,7 @@ impl World {
         for node in 0..self.machines.len() {
             self.unclog(node);
             self.machines[node].disk_slow = false;
+            self.machines[node].tears = None;
             self.steady(node);
         }
         self.net.loss = self.drawn.loss.min(10);

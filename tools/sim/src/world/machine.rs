@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use gossip::Persist;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
 use sched::{NodeRecord, Observed};
 
-use super::World;
+use super::{Ev, World};
 use crate::clock::Clock;
-use crate::kernel::{Disk, Kernel};
+use crate::disk::Disk;
+use crate::kernel::Kernel;
 use crate::node::Node;
 
 pub(super) enum Waiting {
@@ -35,6 +39,8 @@ pub(crate) struct Machine {
     pub(super) wake_at: Option<u64>,
     /// What it writes becomes durable late.
     pub(crate) disk_slow: bool,
+    /// Its power fails in the middle of its next write: the seed of how.
+    pub(crate) tears: Option<u64>,
     /// It will not come back.
     pub(crate) gone: bool,
     /// When it last booted or resumed.
@@ -43,22 +49,49 @@ pub(crate) struct Machine {
     pub(super) seen: BTreeMap<String, (u64, u64)>,
 }
 
+impl Machine {
+    /// The power is off.
+    fn off(&mut self) {
+        self.node = None;
+        self.paused = false;
+        self.inbox.clear();
+        self.wake_at = None;
+        self.tears = None;
+        self.kernel = Kernel::default();
+        self.boots += 1;
+    }
+}
+
 impl World {
     /// A power cut: the agent, its pods and what was not synced are gone.
     pub(crate) fn power_cut(&mut self, node: usize, wipe: bool) {
         let m = &mut self.machines[node];
-        m.node = None;
-        m.paused = false;
-        m.inbox.clear();
-        m.wake_at = None;
-        m.kernel = Kernel::default();
-        m.boots += 1;
+        m.off();
         if m.disk.power_cut(&mut self.rng) > 0 {
             self.marks.hit("disk lost an unsynced record");
         }
         if wipe {
             m.disk.wipe();
         }
+    }
+
+    /// A power cut in the middle of a write.
+    pub(crate) fn torn_write(&mut self, node: usize, what: Persist, how: u64) {
+        if self.options.verbose {
+            println!("{:>8} {}: torn write", self.now / 1000, self.machines[node].name);
+        }
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(how);
+        let m = &mut self.machines[node];
+        m.off();
+        m.disk.begin(what);
+        self.marks.hit("fault torn write");
+        match m.disk.tear(&m.name, &mut rng) {
+            Ok(torn) if torn.partial => self.marks.hit("disk tore a record"),
+            Ok(_) => {}
+            Err(wrong) => self.violate(wrong),
+        }
+        let after = rng.random_range(300_000..=25_000_000);
+        self.queue.push(self.now + after, Ev::Boot { node });
     }
 
     /// The agent alone dies; what it wrote is in the page cache and survives.
@@ -106,6 +139,7 @@ pub(super) fn machine(i: usize, racks: usize, clock: Clock) -> Machine {
         },
         drain: false,
         disk_slow: false,
+        tears: None,
         boots: 0,
         paused: false,
         inbox: Vec::new(),

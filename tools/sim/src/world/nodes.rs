@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use gossip::{Identity, KeyRing, Profile, SecretKey};
+use gossip::{Identity, KeyRing, Persist, Profile, SecretKey};
 use rand::Rng;
 use sched::NodeRecord;
 
@@ -128,6 +128,10 @@ impl World {
     pub(super) fn apply(&mut self, node: usize, mut effects: Vec<Effect>) {
         for effect in effects.drain(..) {
             self.effect(node, effect);
+            if self.machines[node].node.is_none() {
+                // It lost power over that: the rest is never done.
+                break;
+            }
         }
         self.spare = effects;
         self.plan_wake(node);
@@ -149,6 +153,11 @@ impl World {
             Effect::Persist(what) => {
                 let wall = self.wall_ms(node);
                 let m = &mut self.machines[node];
+                // The generation is a file of its own, replaced by rename.
+                let torn = m.tears.filter(|_| !matches!(what, Persist::Generation(_)));
+                if let Some(how) = torn {
+                    return self.torn_write(node, what, how);
+                }
                 let first = m.disk.append(what, wall, m.disk_slow);
                 if first {
                     let after = if m.disk_slow { SLOW_US } else { S };
