@@ -458,4 +458,6 @@ impl Swim {
 }
 
 #[cfg(test)]
+mod lifeguard;
+#[cfg(test)]
 mod tests;
