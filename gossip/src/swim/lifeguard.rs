@@ -202,6 +202,12 @@ fn nack_a_helper_that_reaches_nobody_says_so_once_and_goes_on_waiting() {
     assert_eq!(helper.said_to("a"), [], "once");
     helper.hear("c", Message::Ack { seq });
     assert_eq!(helper.said_to("a"), [Said::Ack(9)], "late is better than never");
+    helper.hear("a", Message::PingReq { seq: 10, target: Nid::of("c") });
+    helper.pass(ACK_US);
+    assert!(helper.said_to("a").contains(&Said::Nack(10)));
+    helper.pass(PROBE_US * 10);
+    assert_eq!(helper.said_to("a"), [], "once, also in the end");
+    assert!(helper.swim.relays.is_empty());
 }
 
 #[test]
