@@ -7,7 +7,9 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 
 use common::{Bed, LONG, eventually, finish, root_or_skip};
-use initd::pod::{Backoff, Check, ContainerSpec, Kind, LogPolicy, Probe, Restart, Rlimit, Stop};
+use initd::pod::{
+    Backoff, Check, ContainerSpec, Kind, LogPolicy, PodSpec, Probe, Restart, Rlimit, Stop,
+};
 use initd::shim::{ContainerState, Event, ExecSpec, PodFds, PodPhase, Shim, Zygote};
 
 fn until(shim: &mut Shim, what: &str, ok: impl FnMut(&Event) -> bool) -> Vec<Event> {
@@ -433,6 +435,46 @@ fn liveness_by_exec_and_tcp_starts_a_container_again() {
         until(&mut shim, "second start", |e| matches!(e, Event::Started { restarts: 1, .. }));
         finish(shim);
     }
+}
+
+/// Each life lasts until its own probe gives it up, also where the one before had to be killed with all in its cgroup.
+#[test]
+fn who_was_killed_starts_again_and_lives() {
+    if !root_or_skip("killed") {
+        return;
+    }
+    let bed = Bed::new("killed");
+    let argv = vec!["/bin/probe".into(), "exit".into(), "1".into()];
+    let probe = Probe { every_ms: 20, failures: 2, ..Probe::new(Check::Exec { argv }) };
+    for share_pid in [false, true] {
+        let c = ContainerSpec {
+            restart: Restart::Always,
+            stop: Stop { signal: libc::SIGUSR1, grace_ms: 0 },
+            backoff: Backoff { first_ms: 1, max_ms: 1, reset_ms: 60_000 },
+            live: Some(probe.clone()),
+            ..bed.container(&["sleep", "600000"])
+        };
+        let mut shim = bed.spawn(&PodSpec { share_pid, ..bed.pod(vec![c]) });
+        for life in 0..3 {
+            let events = until(&mut shim, "its end", |e| matches!(e, Event::Exited { .. }));
+            let given_up = events.iter().any(|e| matches!(e, Event::Unhealthy { .. }));
+            assert!(given_up, "life {life}, shared PIDs {share_pid}: {events:?}");
+        }
+        finish(shim);
+    }
+    // With shared PIDs all in the cgroup is killed after each end.
+    let c = ContainerSpec {
+        restart: Restart::Always,
+        backoff: Backoff { first_ms: 1, max_ms: 1, reset_ms: 60_000 },
+        ..bed.container(&["exit", "3"])
+    };
+    let mut shim = bed.spawn(&PodSpec { share_pid: true, ..bed.pod(vec![c]) });
+    for _ in 0..3 {
+        let events = until(&mut shim, "its end", |e| matches!(e, Event::Exited { .. }));
+        let Some(Event::Exited { exit, .. }) = events.last() else { panic!("{events:?}") };
+        assert_eq!(exit.code, Some(3));
+    }
+    finish(shim);
 }
 
 #[test]

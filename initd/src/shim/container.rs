@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::core::Input;
+use super::setup::renew_cgroup;
 use super::shell::{Shell, wall_ns};
 use super::wire::{Exit, Remark, Reply};
 use crate::launch::{self, Context, Failure, Holder, Launched, Plan, Step, Told};
@@ -34,6 +35,8 @@ pub(super) struct Container {
     /// Write end of its input, if that is a pipe.
     pub(super) input: Option<OwnedFd>,
     pub(super) cgroup: Option<PathBuf>,
+    /// All in its cgroup was killed: it takes nobody any more.
+    pub(super) cgroup_spent: bool,
     pub(super) oom_before: u64,
     /// It was told that its output is dropped.
     pub(super) told_of_drops: bool,
@@ -41,6 +44,15 @@ pub(super) struct Container {
     pub(super) last_failure: Option<(Step, i32, String)>,
     /// What its liveness or start probe saw last that was wrong.
     pub(super) last_check: String,
+}
+
+impl Container {
+    fn kill_cgroup(&mut self) {
+        if let Some(dir) = &self.cgroup {
+            let _ = cgroup::kill(dir);
+            self.cgroup_spent = true;
+        }
+    }
 }
 
 impl Shell {
@@ -68,6 +80,12 @@ impl Shell {
         }
         let (output, input, stdio) = streams(spec.stdin).map_err(log_failed)?;
         let cgroup_failed = |e| Failure::new(Step::Cgroup, e, format!("cgroup of {}", spec.name));
+        if c.cgroup_spent {
+            renew_cgroup(&self.spec, spec, self.held.device_filter).map_err(|e| {
+                cgroup_failed(e.errno().map_or(Errno::IO, Errno::from_raw_os_error))
+            })?;
+            c.cgroup_spent = false;
+        }
         let cgroup =
             c.cgroup.as_ref().map(|p| open_cgroup(p)).transpose().map_err(cgroup_failed)?;
         c.oom_before = c.cgroup.as_ref().map_or(0, |p| cgroup::oom_kills(p));
@@ -116,8 +134,8 @@ impl Shell {
 
     /// The cgroup holds programs that joined, too; without one, the end of PID 1 ends its namespace.
     pub(super) fn kill(&mut self, i: usize) {
-        if let Some(dir) = self.containers.get(i).and_then(|c| c.cgroup.as_ref()) {
-            let _ = cgroup::kill(dir);
+        if let Some(c) = self.containers.get_mut(i) {
+            c.kill_cgroup();
         }
         self.signal(i, libc::SIGKILL);
     }
@@ -158,9 +176,9 @@ impl Shell {
         if let Some(log) = &mut c.log {
             log.end(wall_ns());
         }
-        if let Some(dir) = c.cgroup.as_ref().filter(|_| self.spec.share_pid) {
+        if self.spec.share_pid {
             // With a PID namespace of its own the end of its first process would have ended the others.
-            let _ = cgroup::kill(dir);
+            c.kill_cgroup();
         }
         if let Some(failure) = p.failure {
             self.note_failure(i, failure);

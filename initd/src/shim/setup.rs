@@ -14,7 +14,7 @@ use super::wire::{self, Condition, Reply, Request};
 use crate::cgroup::devices;
 use crate::error::{Error, Result};
 use crate::launch::{Empty, Step, Volumes};
-use crate::pod::{PodSpec, SPEC_BYTES_MAX};
+use crate::pod::{ContainerSpec, PodSpec, SPEC_BYTES_MAX};
 use crate::{cgroup, sys};
 
 /// Connections that wait to be accepted; more are refused by the kernel.
@@ -203,18 +203,37 @@ fn cgroups(spec: &mut PodSpec, conditions: &mut Vec<Condition>) {
 fn device_filters(spec: &PodSpec, conditions: &mut Vec<Condition>) -> bool {
     let Some(pod) = &spec.cgroup else { return false };
     let mut all = true;
-    let common = pod.parent().is_some_and(devices::is_restricted);
-    for c in spec.containers.iter().filter(|c| !common || !c.devices.is_empty()) {
-        let mut rules = devices::ALWAYS.to_vec();
-        // One that is not there fails the launch, which says so.
-        rules.extend(c.devices.iter().filter_map(|d| devices::rule_of(d).ok()));
-        if let Err(e) = devices::restrict(&pod.join(&c.name), &rules) {
+    for c in &spec.containers {
+        if let Err(e) = device_filter(pod, c) {
             all = false;
             let errno = e.errno().unwrap_or(0);
             conditions.push(Condition::NoDeviceFilter { container: c.name.clone(), errno });
         }
     }
     all
+}
+
+fn device_filter(pod: &Path, c: &ContainerSpec) -> Result<()> {
+    // What all may use is said of the directory of all pods, where the kernel took it.
+    if c.devices.is_empty() && pod.parent().is_some_and(devices::is_restricted) {
+        return Ok(());
+    }
+    let mut rules = devices::ALWAYS.to_vec();
+    // One that is not there fails the launch, which says so.
+    rules.extend(c.devices.iter().filter_map(|d| devices::rule_of(d).ok()));
+    devices::restrict(&pod.join(&c.name), &rules)
+}
+
+/// Makes a container's cgroup anew: after `cgroup.kill` Linux (6.12.14, 6.14 and later) kills whatever is cloned into that
+/// one from outside.
+pub(super) fn renew_cgroup(spec: &PodSpec, c: &ContainerSpec, filtered: bool) -> Result<()> {
+    let Some(pod) = &spec.cgroup else { return Ok(()) };
+    let dir = pod.join(&c.name);
+    cgroup::clear(&dir)?;
+    cgroup::create(&dir, false)?;
+    // A limit that this machine lacks was told when the pod began.
+    let _ = cgroup::limit(&dir, &c.resources);
+    if filtered { device_filter(pod, c) } else { Ok(()) }
 }
 
 fn listen(spec: &PodSpec, held: &Held) -> Result<OwnedFd> {
