@@ -187,13 +187,13 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "escape_suite_real_cgroups",
         about: "initd's own tests of ways out of a container and of leaks, inside a guest with all of cgroup v2",
-        smoke: false,
+        smoke: true,
         run: suites::escape_suite_real_cgroups,
     },
     Scenario {
         name: "state_disk_first_boot_grow_persist",
         about: "blank virtio, NVMe and SATA disks are formatted when told to; a power cut loses nothing; grown disks are used",
-        smoke: false,
+        smoke: true,
         run: state::first_boot_grow_persist,
     },
     Scenario {

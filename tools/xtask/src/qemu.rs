@@ -20,7 +20,7 @@ const PACKAGES: &[(&str, &str)] = &[
 pub(crate) struct Asked {
     /// Scenarios to run, a prefix is enough; all of them (up to 30 minutes) when none is named
     names: Vec<String>,
-    /// Run the short set, at most 5 minutes
+    /// Run the short set, 4 to 7 minutes
     #[arg(long, conflicts_with = "names")]
     smoke: bool,
     /// Name the scenarios and what each proves
