@@ -76,7 +76,7 @@ pub enum Bounding {
     Memory,
     /// The disk refuses a write that is too much.
     Quota,
-    /// They are measured every [`EVERY_US`]: why the disk does not do it.
+    /// They are measured every 10 s: why the disk does not do it.
     Looks(String),
 }
 
