@@ -224,8 +224,8 @@ fn device_filter(pod: &Path, c: &ContainerSpec) -> Result<()> {
     devices::restrict(&pod.join(&c.name), &rules)
 }
 
-/// Makes a container's cgroup anew: after `cgroup.kill` Linux (6.12.14, 6.14 and later) kills whatever is cloned into that
-/// one from outside.
+/// Makes a container's cgroup anew. After `cgroup.kill` Linux 6.18 kills whatever is cloned into that one from outside (it compares
+/// the count of kills with that of the parent's own cgroup); older kernels may, too.
 pub(super) fn renew_cgroup(spec: &PodSpec, c: &ContainerSpec, filtered: bool) -> Result<()> {
     let Some(pod) = &spec.cgroup else { return Ok(()) };
     let dir = pod.join(&c.name);
