@@ -1,7 +1,12 @@
 //! Real containers that are wrong in each way there is: `quelea ps` and `quelea why` say what was tried, on what, why it failed and
 //! what to do. (Processes and memory need cgroup controllers: `qemu-tests`.)
 
+use std::time::{Duration, Instant};
+
 use crate::support::{Flock, eventually, hello_spec};
+
+/// How long words may take to be said.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A container of the image `tools`.
 fn container(command: &str, more: &str) -> String {
@@ -22,18 +27,18 @@ fn start(flock: &Flock, name: &str, containers: &str) {
 
 /// `ps` in both forms and `why` have these words, which name the container.
 fn told(flock: &Flock, name: &str, words: &[&str]) {
-    let mut last = String::new();
     for command in [&["ps", name][..], &["ps", name, "-o", "json"], &["why", name]] {
-        eventually(&format!("{command:?} says {words:?}"), || {
+        let start = Instant::now();
+        loop {
             // In JSON a quote has a backslash.
-            last = flock.ok(command).replace("\\\"", "\"");
-            let all = words.iter().all(|word| last.contains(word));
-            if !all && std::env::var_os("QUELEA_SHOW").is_some() {
-                eprintln!("{last}");
+            let said = flock.ok(command).replace("\\\"", "\"");
+            if words.iter().all(|word| said.contains(word)) {
+                assert!(said.contains("container c"), "{said}");
+                break;
             }
-            all
-        });
-        assert!(last.contains("container c"), "{last}");
+            assert!(start.elapsed() < PATIENCE, "{command:?} lacks some of {words:?}:\n{said}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
