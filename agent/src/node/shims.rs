@@ -178,7 +178,8 @@ impl Node {
             self.exited(claim.clone(), about.clone(), &container, exit, restart_in_ms);
         }
         if let Some(local) = self.local.get_mut(&claim) {
-            local.seen = status_seen(status);
+            let before = std::mem::take(&mut local.seen);
+            local.seen = carry_over(before, status_seen(status));
         }
         if status.phase == PodPhase::Stopped {
             return self.stopped(claim);
@@ -300,6 +301,22 @@ fn missed_ends(
     ends.collect()
 }
 
+/// A snapshot says nothing of why a container is being ended: what was told of that life stands until its end.
+fn carry_over(
+    mut before: BTreeMap<String, Seen>,
+    mut now: BTreeMap<String, Seen>,
+) -> BTreeMap<String, Seen> {
+    for (container, seen) in &mut now {
+        let same_life = |old: &Seen| old.restarts == seen.restarts;
+        if matches!(seen.state, "running" | "stopping")
+            && let Some(old) = before.remove(container).filter(same_life)
+        {
+            (seen.unhealthy, seen.remark) = (old.unhealthy, old.remark);
+        }
+    }
+    now
+}
+
 /// What a snapshot says of each container.
 pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
     let of = |c: &initd::shim::ContainerStatus| {
@@ -325,6 +342,35 @@ pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
 mod tests {
     use super::*;
     use initd::shim::ContainerStatus;
+
+    #[test]
+    fn why_a_container_is_ended_outlives_a_snapshot_and_not_its_life() {
+        let told = |restarts| {
+            let unhealthy = Some("its probe failed".to_owned());
+            let seen = Seen {
+                state: "running",
+                restarts,
+                unhealthy,
+                remark: "deaf".into(),
+                ..Seen::default()
+            };
+            BTreeMap::from([("c".to_owned(), seen)])
+        };
+        let now = |state, restarts| {
+            let mut seen = status_seen(&status(PodPhase::Running, state, restarts));
+            let (_, only) = seen.pop_first().unwrap();
+            BTreeMap::from([("c".to_owned(), only)])
+        };
+        for (state, restarts, kept) in [
+            (ContainerState::Stopping, 1, true),
+            (ContainerState::Stopping, 2, false),
+            (ContainerState::Backoff { restart_in_ms: 5 }, 1, false),
+        ] {
+            let seen = carry_over(told(1), now(state, restarts));
+            assert_eq!(seen["c"].unhealthy.is_some(), kept);
+            assert_eq!(seen["c"].remark.is_empty(), !kept);
+        }
+    }
 
     fn status(phase: PodPhase, state: ContainerState, restarts: u32) -> PodStatus {
         let exit = Exit { code: Some(3), signal: None, oom: false };
