@@ -11,8 +11,6 @@ mod hostile_figures;
 mod peers;
 #[path = "peers.rs"]
 mod peers_figures;
-#[path = "twin.rs"]
-mod twin_figures;
 #[path = "../../tests/world/mod.rs"]
 mod world;
 
@@ -71,7 +69,7 @@ const BENCHES: &[Bench] = &[
         sized(plan, crash);
         peers_sized(plan, peers_figures::crash);
     }),
-    (&["false_deaths", "suspicions", "traffic"], |plan| {
+    (&["false_deaths", "suspicions", "traffic", "crash_at"], |plan| {
         for seed in 0..plan.seeds {
             for loss in [50, 100, 200] {
                 self::loss(plan.middle, seed, loss);
@@ -126,7 +124,6 @@ const BENCHES: &[Bench] = &[
     (&["mass_loss"], |_| mass_loss(0)),
     (&["burst", "blank"], |plan| burst(plan.middle, 0)),
     (&["hostile"], |_| hostile_figures::hostile(0)),
-    (&["sockets"], |_| twin_figures::twin(50)),
 ];
 
 fn sized(plan: &Plan, bench: fn(usize, u64)) {

@@ -33,6 +33,10 @@ pub struct World {
     /// Lost datagrams in 1/1000.
     pub loss: u64,
     pub latency_us: (u64, u64),
+    /// Measured latencies to draw from instead; empty: none.
+    pub latencies_us: Vec<u64>,
+    /// Boot counter of who starts first.
+    pub generation: u64,
     /// Drops what goes from the first to the second.
     pub cut: Box<dyn Fn(usize, usize) -> bool>,
     pub recording: Option<Vec<(usize, SocketAddr, Vec<u8>)>>,
@@ -71,6 +75,8 @@ impl World {
             nodes: Vec::new(),
             loss: 0,
             latency_us: (100, 500),
+            latencies_us: Vec::new(),
+            generation: 1,
             cut: Box::new(|_, _| false),
             recording: None,
             carries: Box::new(|_, _| usize::MAX),
@@ -100,13 +106,24 @@ impl World {
         self.spawn_named(name, &|_| {});
     }
 
+    /// One more node, whose socket is open, and that starts when it is resumed.
+    pub fn spawn_waiting(&mut self, name: String) {
+        let index = self.add(name, &|_| {});
+        self.nodes[index].paused = true;
+    }
+
     fn spawn_named(&mut self, name: String, tune: &dyn Fn(&mut Config)) {
+        let index = self.add(name, tune);
+        self.input(index, Input::Timer);
+    }
+
+    fn add(&mut self, name: String, tune: &dyn Fn(&mut Config)) -> usize {
         let mut cfg = Config::new(keys(), Profile::Lan);
         cfg.seeds = vec![addr(0)];
         tune(&mut cfg);
         let index = self.nodes.len();
         let node = Node {
-            gossip: boot(index, &name, 1, cfg.clone()),
+            gossip: boot(index, &name, self.generation, cfg.clone()),
             name,
             up: true,
             paused: false,
@@ -117,11 +134,11 @@ impl World {
             rng: Xoshiro256PlusPlus::seed_from_u64(self.rng.next_u64()),
             inbox: Vec::new(),
             deadline: None,
-            generation: 1,
+            generation: self.generation,
             cfg,
         };
         self.nodes.push(node);
-        self.input(index, Input::Timer);
+        index
     }
 
     pub fn kill(&mut self, node: usize) {
@@ -229,7 +246,12 @@ impl World {
             return;
         }
         let (low, high) = self.latency_us;
-        let at = self.now + low + self.rng.next_u64() % (high - low + 1);
+        let drawn = self.rng.next_u64();
+        let latency_us = match self.latencies_us.len() {
+            0 => low + drawn % (high - low + 1),
+            count => self.latencies_us[drawn as usize % count],
+        };
+        let at = self.now + latency_us;
         self.order += 1;
         if let Some(recording) = &mut self.recording {
             recording.push((target, addr(from), bytes.clone()));

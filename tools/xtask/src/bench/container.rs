@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::{Better, Figure, Options, Report, idle};
+use super::{Better, Figure, Options, Report, idle, known};
 use crate::run;
 
 /// Ratios: of which metric, by whose, and what it has to stay below. CPU time says on a busy machine what the clock says
@@ -24,6 +24,9 @@ const RATIOS: &[(&str, &str, f64)] = &[
 ];
 /// Private memory of a shim.
 const SHIM_KB: f64 = 250.0;
+/// How the names of all figures begin.
+pub(crate) const NAMES: &[&str] =
+    &["run_true", "exec_true", "hundred_pods", "shim_private", idle::PREFIX];
 const ROUNDS: &str = "60";
 const ROUNDS_QUICK: &str = "10";
 
@@ -39,6 +42,7 @@ struct Line {
 /// Builds, runs and compares; then what idles.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
     let only = options.only.as_deref().unwrap_or_default();
+    known(only, NAMES)?;
     if !only.starts_with(idle::PREFIX) {
         compare(options, report)?;
     }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::{Better, Figure, Options, Report};
+use super::{Better, Figure, Options, Report, Spread, known, meant};
 use crate::run;
 
 /// What each figure has to be: by the beginning of its name, the first that fits.
@@ -44,9 +44,36 @@ const GOALS: &[(&str, f64)] = &[
     ("hostile_replies", 0.0),
 ];
 
+/// How the names of all figures begin. Those of the example `figures` are the names of its benches.
+pub(crate) const NAMES: &[&str] = &[
+    "crash",
+    "false_deaths",
+    "suspicions",
+    "traffic",
+    "stall",
+    "join",
+    "idle",
+    "sim_speed",
+    "update",
+    "longest",
+    "heal",
+    "one_way",
+    "weather",
+    "rolling_restart",
+    "mass_loss",
+    "burst",
+    "blank",
+    "hostile",
+    MEMORY,
+    SOCKETS,
+];
+/// Figures of examples of their own.
+const MEMORY: &str = "memory";
+const SOCKETS: &str = "sockets";
+
 /// By how many percent processes on real sockets may differ from the simulator.
 const SOCKETS_GOAL: f64 = 25.0;
-const SOCKETS: &str = "sockets_real_";
+const REAL: &str = "sockets_real_";
 const SIMULATED: &str = "sockets_sim_";
 
 /// A line of `figures`.
@@ -56,6 +83,9 @@ struct Line {
     who: String,
     value: Option<f64>,
     unit: String,
+    /// Of a median alone.
+    #[serde(flatten)]
+    spread: Option<Spread>,
 }
 
 /// All values of one metric.
@@ -64,26 +94,30 @@ struct Values {
     ours: Vec<Option<f64>>,
     peers: BTreeMap<String, Vec<Option<f64>>>,
     unit: String,
+    spread: Option<Spread>,
 }
 
 /// Runs the figures and the memory example. Of several seeds the worst counts, ours and the peers'.
 pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let only = options.only.as_deref().unwrap_or_default();
+    known(only, NAMES)?;
     let mut args = vec![];
     if options.quick {
         args.push("--quick");
     }
-    if let Some(only) = &options.only {
-        args.extend(["--only", only.as_str()]);
+    if options.only.is_some() {
+        args.extend(["--only", only]);
     }
     let mut order = Vec::new();
     let mut all: BTreeMap<String, Values> = BTreeMap::new();
-    // Real seconds on every CPU there is: not in CI.
-    let real =
-        !options.quick && options.only.as_ref().is_none_or(|o| SOCKETS.starts_with(o.as_str()));
-    for example in ["figures", "memory", "sockets"] {
-        let wanted =
-            |metrics: &str| options.only.as_ref().is_none_or(|o| metrics.starts_with(o.as_str()));
-        if (example == "sockets" && !real) || (example == "memory" && !wanted("memory")) {
+    for example in ["figures", MEMORY, SOCKETS] {
+        let wanted = match example {
+            MEMORY => meant(only, MEMORY),
+            // Real seconds on every CPU there is: not in CI.
+            SOCKETS => meant(only, SOCKETS) && !options.quick,
+            _ => NAMES.iter().any(|name| ![MEMORY, SOCKETS].contains(name) && meant(only, name)),
+        };
+        if !wanted {
             continue;
         }
         let args = if example == "figures" { args.as_slice() } else { &[] };
@@ -92,7 +126,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
                 order.push(line.metric.clone());
             }
             let values = all.entry(line.metric).or_default();
-            values.unit = line.unit;
+            (values.unit, values.spread) = (line.unit, line.spread);
             match line.who.as_str() {
                 "quelea" => values.ours.push(line.value),
                 _ => values.peers.entry(line.who).or_default().push(line.value),
@@ -104,12 +138,10 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         if metric.starts_with(SIMULATED) {
             continue;
         }
-        if let Some(what) = metric.strip_prefix(SOCKETS)
+        if let Some(what) = metric.strip_prefix(REAL)
             && let Some(simulated) = all.get(&format!("{SIMULATED}{what}"))
         {
-            let (real, simulated) =
-                (worst(&values.ours, Better::Lower), worst(&simulated.ours, Better::Lower));
-            report.add(agreement(what, real, simulated))?;
+            report.add(agreement(what, values, simulated))?;
             continue;
         }
         let rate = metric.contains("per_second") || metric.starts_with("sim_speed");
@@ -124,18 +156,23 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         for (name, values) in &values.peers {
             figure = figure.peer(name, worst(values, better));
         }
+        figure = figure.spread("quelea", values.spread);
         report.add(figure)?;
     }
     Ok(())
 }
 
-/// How far processes on real sockets and the simulator are apart, in percent of the latter, with both figures as peers.
-fn agreement(what: &str, real: Option<f64>, simulated: Option<f64>) -> Figure {
-    let apart = real.zip(simulated).map(|(real, sim)| (real / sim - 1.0).abs() * 100.0);
+/// How far processes on real sockets and the simulator are apart, in percent of the latter, with both medians as peers.
+fn agreement(what: &str, real: &Values, simulated: &Values) -> Figure {
+    let median = |side: &Values| worst(&side.ours, Better::Lower);
+    let (sockets, sim) = (median(real), median(simulated));
+    let apart = sockets.zip(sim).map(|(sockets, sim)| (sockets / sim - 1.0).abs() * 100.0);
     Figure::new("gossip", format!("sockets_apart_{what}"), apart, "%", Better::Lower)
         .goal(SOCKETS_GOAL)
-        .peer("sockets", real)
-        .peer("sim", simulated)
+        .peer("sockets", sockets)
+        .peer("sim", sim)
+        .spread("sockets", real.spread)
+        .spread("sim", simulated.spread)
 }
 
 /// The worst; what never came is worse than all.
@@ -172,11 +209,45 @@ mod tests {
 
     #[test]
     fn sockets_and_simulator_are_compared_both_ways() {
-        let apart = |real, sim| agreement("join_50", Some(real), Some(sim));
-        assert_eq!(apart(0.75, 1.0).pass, Some(true));
-        assert_eq!(apart(1.5, 1.0).value, Some(50.0));
-        assert_eq!(apart(0.5, 1.0).pass, Some(false));
-        assert_eq!(agreement("join_50", None, Some(1.0)).pass, Some(false));
+        let side = |median: Option<f64>| {
+            let spread = Spread { low: 0.1, high: 2.0, samples: 25 };
+            Values { ours: vec![median], spread: Some(spread), ..Values::default() }
+        };
+        let apart = |real, sim| agreement("join_50", &side(real), &side(sim));
+        assert_eq!(apart(Some(0.75), Some(1.0)).pass, Some(true));
+        assert_eq!(apart(Some(1.5), Some(1.0)).value, Some(50.0));
+        assert_eq!(apart(Some(0.5), Some(1.0)).pass, Some(false));
+        assert_eq!(apart(None, Some(1.0)).pass, Some(false));
+        assert_eq!(apart(Some(1.0), None).pass, Some(false));
+        let json = serde_json::to_string(&apart(Some(0.75), Some(1.0))).unwrap();
+        assert!(json.contains(r#""spread":{"sim":{"low":0.1,"high":2.0,"samples":25},"#), "{json}");
+    }
+
+    #[test]
+    fn a_line_has_a_spread_or_none() {
+        let read = |line: &str| serde_json::from_str::<Line>(line).unwrap().spread;
+        let plain = r#"{"metric":"x","who":"quelea","value":1.0,"unit":"s"}"#;
+        assert_eq!(read(plain), None);
+        let spread =
+            r#"{"metric":"x","who":"quelea","value":1,"unit":"s","low":0.5,"high":2,"samples":9}"#;
+        assert_eq!(read(spread), Some(Spread { low: 0.5, high: 2.0, samples: 9 }));
+    }
+
+    #[test]
+    fn the_names_are_those_of_the_benches() {
+        let source = include_str!("../../../../gossip/examples/figures/main.rs");
+        let benches = source.split("const BENCHES").nth(1).and_then(|s| s.split("\n];").next());
+        let heads = benches.unwrap().split("(&[").skip(1).map(|s| s.split(']').next().unwrap());
+        let mut named: Vec<&str> =
+            heads.flat_map(|head| head.split(", ")).map(|name| name.trim_matches('"')).collect();
+        named.extend([MEMORY, SOCKETS]);
+        named.dedup();
+        for name in &named {
+            assert!(NAMES.iter().any(|n| name.starts_with(n)), "{name} of {NAMES:?}");
+        }
+        for name in NAMES {
+            assert!(named.contains(name), "{name} of {named:?}");
+        }
     }
 
     #[test]

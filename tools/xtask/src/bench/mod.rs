@@ -1,7 +1,9 @@
 //! `cargo xtask bench NAME`: figures against their goals, and against peers measured in the same run.
 //!
 //! Each figure is one JSON line: `bench`, `metric`, `value` (null: it never came to an end), `unit`, `goal` (null: none),
-//! `better` (`lower` or `higher`), `peer` (name to value) and `pass` (null without a goal). On a terminal, a table.
+//! `better` (`lower` or `higher`), `peer` (name to value) and `pass` (null without a goal). A figure that is the median of
+//! samples has `spread`, too: who to `low` and `high` (between them lie eight of ten) and how many `samples`. On a terminal,
+//! a table.
 
 mod container;
 mod gossip;
@@ -11,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 
 use anyhow::{Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a bench is to be run.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,9 +24,17 @@ pub(crate) struct Options {
     /// JSON lines on a terminal, too
     #[arg(long)]
     json: bool,
-    /// Only metrics whose name begins so
-    #[arg(long)]
+    /// Only figures whose name begins so
+    #[arg(long, value_name = "NAME", long_help = only_help())]
     only: Option<String>,
+}
+
+fn only_help() -> String {
+    format!(
+        "Only figures whose name begins so. Names of gossip's begin with: {}. Of container's: {}",
+        gossip::NAMES.join(", "),
+        container::NAMES.join(", ")
+    )
 }
 
 /// Runs one bench; fails when a goal is missed.
@@ -38,12 +48,32 @@ pub(crate) fn bench(name: &str, options: &Options) -> Result<()> {
     report.finish()
 }
 
+/// Whether some of a bench's figures can be meant by `only`: one begins with the other.
+fn known(only: &str, names: &[&str]) -> Result<()> {
+    if names.iter().any(|name| meant(only, name)) {
+        return Ok(());
+    }
+    bail!("no figure's name begins with {only:?}; they begin with: {}", names.join(", "))
+}
+
+fn meant(only: &str, name: &str) -> bool {
+    only.starts_with(name) || name.starts_with(only)
+}
+
 /// Which way a figure improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Better {
     Lower,
     Higher,
+}
+
+/// How far samples lie apart: the first and the last tenth of them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spread {
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) samples: usize,
 }
 
 /// One figure.
@@ -57,6 +87,8 @@ pub(crate) struct Figure {
     pub(crate) goal: Option<f64>,
     pub(crate) better: Better,
     pub(crate) peer: BTreeMap<String, Option<f64>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) spread: BTreeMap<String, Spread>,
     pub(crate) pass: Option<bool>,
 }
 
@@ -72,7 +104,7 @@ impl Figure {
         let (metric, unit) = (metric.into(), unit.into());
         let value = value.filter(|v| v.is_finite());
         let (goal, peer, pass) = (None, BTreeMap::new(), None);
-        Figure { bench, metric, value, unit, goal, better, peer, pass }
+        Figure { bench, metric, value, unit, goal, better, peer, spread: BTreeMap::new(), pass }
     }
 
     /// Judged by a goal: a value that never came misses it.
@@ -93,22 +125,33 @@ impl Figure {
     }
 }
 
+impl Figure {
+    /// How the samples of somebody lie.
+    pub(crate) fn spread(mut self, who: &str, spread: Option<Spread>) -> Figure {
+        self.spread.extend(spread.map(|spread| (who.to_owned(), spread)));
+        self
+    }
+}
+
 /// Figures as they come.
 pub(crate) struct Report {
     figures: Vec<Figure>,
     json: bool,
     only: Option<String>,
+    /// What was measured and not asked for.
+    others: Vec<String>,
 }
 
 impl Report {
     fn new(options: &Options) -> Report {
         let json = options.json || !std::io::stdout().is_terminal();
-        Report { figures: Vec::new(), json, only: options.only.clone() }
+        Report { figures: Vec::new(), json, only: options.only.clone(), others: Vec::new() }
     }
 
     /// Takes a figure and, as JSON, prints it at once.
     pub(crate) fn add(&mut self, figure: Figure) -> Result<()> {
         if self.only.as_ref().is_some_and(|only| !figure.metric.starts_with(only.as_str())) {
+            self.others.push(figure.metric);
             return Ok(());
         }
         if self.json {
@@ -121,6 +164,12 @@ impl Report {
     fn finish(self) -> Result<()> {
         if !self.json {
             print!("{}", table(&self.figures));
+        }
+        if let Some(only) = self.only.as_ref().filter(|_| self.figures.is_empty()) {
+            bail!(
+                "no figure's name begins with {only:?}; measured were: {}",
+                self.others.join(", ")
+            );
         }
         let missed = self.figures.iter().filter(|f| f.pass == Some(false));
         let missed: Vec<&str> = missed.map(|f| f.metric.as_str()).collect();
@@ -171,6 +220,39 @@ fn table(figures: &[Figure]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn report(only: Option<&str>) -> Report {
+        let only = only.map(str::to_owned);
+        Report::new(&Options { quick: false, json: true, only })
+    }
+
+    #[test]
+    fn a_name_that_no_figure_has_is_an_error_that_names_those_there_are() {
+        let mut wrong = report(Some("crash_unknown"));
+        wrong.add(figure(Some(1.0), Better::Lower)).unwrap();
+        let error = wrong.finish().unwrap_err().to_string();
+        assert!(error.contains("\"crash_unknown\"") && error.ends_with(": x"), "{error}");
+        let mut right = report(Some("x"));
+        right.add(figure(Some(1.0), Better::Lower)).unwrap();
+        right.finish().unwrap();
+        report(None).finish().unwrap();
+    }
+
+    #[test]
+    fn only_is_known_by_its_beginning_or_its_end() {
+        let names = ["crash", "idle_"];
+        for only in ["crash", "cr", "crash_known_by_all_50", "", "idle_rss"] {
+            assert!(known(only, &names).is_ok(), "{only}");
+        }
+        for only in ["crush", "idle", "Crash", " crash"] {
+            let result = known(only, &names);
+            // A beginning of a name is enough.
+            assert_eq!(result.is_ok(), only == "idle", "{only}");
+            if let Err(error) = result {
+                assert!(error.to_string().ends_with("crash, idle_"), "{error}");
+            }
+        }
+    }
 
     fn figure(value: Option<f64>, better: Better) -> Figure {
         Figure::new("gossip", "x", value, "s", better)
