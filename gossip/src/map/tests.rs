@@ -134,3 +134,67 @@ fn quotas_hold_and_deletions_pass() {
     assert!(matches!(store.merge(put("c", 2, "w", None)), Merged::New(Some(_))));
     assert_eq!(store.usage().0, 3);
 }
+
+#[test]
+fn bytes_are_quotas_too() {
+    let limits = Limits { writer_bytes: 10, bytes: 15, ..Limits::default() };
+    let mut store = Store::new(limits);
+    let put = |key: &str, rev, writer: &str, len: usize| {
+        Record::new(key, rev, 0, writer.into(), 0, Some(vec![0; len].into()))
+    };
+    assert_eq!(store.merge(put("a", 1, "w", 9)), Merged::New(None));
+    assert_eq!(store.merge(put("b", 1, "w", 0)), Merged::Refused, "the key counts");
+    assert_eq!(store.merge(put("a", 2, "w", 10)), Merged::Refused);
+    assert!(matches!(store.merge(put("a", 2, "w", 8)), Merged::New(Some(_))));
+    assert_eq!(store.merge(put("b", 1, "w", 0)), Merged::New(None));
+    assert_eq!(store.merge(put("c", 1, "v", 5)), Merged::Refused, "all together");
+    assert_eq!(store.merge(put("c", 1, "v", 4)), Merged::New(None));
+    // What is taken over from another writer counts against the new one.
+    assert_eq!(store.merge(put("c", 2, "w", 4)), Merged::Refused);
+    assert!(matches!(store.merge(put("a", 3, "v", 0)), Merged::New(Some(_))));
+    assert!(matches!(store.merge(put("c", 2, "w", 4)), Merged::New(Some(_))));
+    assert_eq!(store.usage(), (3, 7));
+}
+
+const TOMBSTONE_MS: u64 = 8_000;
+
+/// A record that was deleted at one second.
+fn deleted() -> (Store, Record) {
+    let mut store = Store::new(Limits { tombstone_ms: TOMBSTONE_MS, ..Limits::default() });
+    store.merge(Record::new("s/a", 1, 500, "w".into(), 0, Some([1].as_slice().into())));
+    let tombstone = Record::new("s/a", 2, 1_000, "w".into(), 0, None);
+    assert!(matches!(store.merge(tombstone.clone()), Merged::New(Some(_))));
+    (store, tombstone)
+}
+
+#[test]
+fn a_tombstone_behind_the_floor_takes_no_part_and_goes_a_little_later() {
+    let (mut store, tombstone) = deleted();
+    let listed = |store: &Store| store.list(0, u64::MAX).count();
+    assert_eq!(store.expire(1_000 + TOMBSTONE_MS), []);
+    assert_eq!((listed(&store), store.root() == 0), (1, false), "it is told for its whole time");
+    assert_eq!(store.expire(1_001 + TOMBSTONE_MS), []);
+    assert_eq!((listed(&store), store.root()), (0, 0), "it takes no part");
+    assert_eq!(store.merge(tombstone.clone()), Merged::Known, "and is held");
+    assert_eq!(store.expire(1_000 + TOMBSTONE_MS + TOMBSTONE_MS / 8), []);
+    assert_eq!(store.expire(1_001 + TOMBSTONE_MS + TOMBSTONE_MS / 8), ["s/a".into()]);
+    assert_eq!((store.len(), store.usage()), (0, (0, 0)));
+    assert_eq!(store.merge(tombstone), Merged::Known, "nobody brings it back");
+    assert_eq!(store.len(), 0);
+}
+
+/// Clocks differ: who still tells of a deletion is not asked for it by who has retired it, nor by who has dropped it again
+/// and again.
+#[test]
+fn nodes_whose_clocks_differ_do_not_hand_tombstones_to_and_fro() {
+    let (slow, _) = deleted();
+    let (mut fast, _) = deleted();
+    for wall_ms in 1_001 + TOMBSTONE_MS..=1_000 + TOMBSTONE_MS + TOMBSTONE_MS / 8 {
+        fast.expire(wall_ms);
+        let wanted = slow.list(0, u64::MAX).filter(|item| fast.lacks(item)).count();
+        assert_eq!(wanted, 0, "at {wall_ms}");
+    }
+    // Nor does the old record come back through it.
+    let old = Record::new("s/a", 1, 500, "w".into(), 0, Some([1].as_slice().into()));
+    assert_eq!(fast.merge(old), Merged::Known);
+}
