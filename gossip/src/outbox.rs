@@ -80,6 +80,14 @@ impl Outbox {
         Some(len)
     }
 
+    /// The messages, whoever they are for, instead of sealing them.
+    #[cfg(test)]
+    pub(crate) fn drain(&mut self) -> Vec<Vec<u8>> {
+        let (mut start, bytes) = (0, std::mem::take(&mut self.bytes));
+        let items = std::mem::take(&mut self.items).into_iter();
+        items.map(|(_, end)| bytes[std::mem::replace(&mut start, end)..end].to_vec()).collect()
+    }
+
     /// Seals everything. `fill` adds riders to a packet: it gets the addressee and the room left.
     pub(crate) fn flush(
         &mut self,
@@ -266,5 +274,21 @@ mod tests {
         let mut out = vec![9];
         assert_eq!(message(&mut out, 7, |_| 0), None);
         assert_eq!(out, [9]);
+    }
+
+    /// A nonce is never used twice: rather silent.
+    #[test]
+    fn who_has_no_counter_left_falls_silent() {
+        let keys = KeyRing::new(&crate::frame::SecretKey::new(1, [7; 32]));
+        let dest = Dest { addr: SocketAddr::from(([10, 0, 0, 1], 1)), to: Binding::Open };
+        let me = Sender { nid: Nid(1), generation: 1 };
+        let mut net = Outbox { boot: 7, counter: COUNTER_MAX - 1, ..Outbox::default() };
+        let mut said = || {
+            let mut out = Vec::new();
+            net.push(dest, tag::WHO_ARE_YOU, |_| {});
+            net.flush(&keys, me, 0, &mut out, |_, _, _| {});
+            out.len()
+        };
+        assert_eq!([said(), said(), said()], [1, 0, 0]);
     }
 }

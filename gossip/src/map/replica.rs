@@ -275,3 +275,6 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
