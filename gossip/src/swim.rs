@@ -458,6 +458,8 @@ impl Swim {
 }
 
 #[cfg(test)]
+mod adapt;
+#[cfg(test)]
 mod lifeguard;
 #[cfg(test)]
 mod tests;

@@ -157,3 +157,17 @@ fn unicast_arrives_with_its_senders_name() {
     let expected = [(name(2), b"self".to_vec()), (name(0), b"offer".to_vec())];
     assert_eq!(got, expected);
 }
+
+#[test]
+fn a_member_that_one_node_forgets_is_forgotten_by_all_at_once() {
+    let mut world = World::new(31);
+    world.spawn(40);
+    assert!(world.until(20 * S, World::agreed).is_some());
+    world.kill(7);
+    assert!(world.until(20 * S, World::agreed).is_some());
+    world.run(5 * S);
+    world.input(3, Input::Forget { name: &name(7) });
+    let forgotten = |w: &World| w.up().all(|n| w.state(n, 7).is_none());
+    let took = world.until(20 * S, forgotten).expect("all forget it");
+    assert!(took <= S, "rumours take no comparison of views: {} ms", took / 1000);
+}
