@@ -24,6 +24,12 @@ impl Marks {
     pub fn missing(&self) -> Vec<&'static str> {
         REQUIRED.into_iter().filter(|name| !self.0.contains_key(name)).collect()
     }
+
+    /// Those of gossip alone that never happened.
+    #[must_use]
+    pub fn missing_gossip(&self) -> Vec<&'static str> {
+        REQUIRED_GOSSIP.into_iter().filter(|name| !self.0.contains_key(name)).collect()
+    }
 }
 
 /// Without any of these a set of at least [`SEEDS_MIN`] runs has failed.
@@ -76,3 +82,20 @@ pub const REQUIRED: [&str; 44] = [
 
 /// Runs from which the marks are required.
 pub const SEEDS_MIN: u64 = 50;
+
+/// Without any of these a set of runs of gossip alone with at least [`GOSSIP_FAULTS_MIN`] faults has failed.
+pub const REQUIRED_GOSSIP: [&str; 10] = [
+    "fault crash",
+    "fault delay burst",
+    "fault isolate",
+    "fault loss burst",
+    "fault one way",
+    "fault partition",
+    "fault pause",
+    "fault swizzle clog",
+    "member dead",
+    "net loss",
+];
+
+/// Faults of gossip alone from which its marks are required: one of eight kinds is then missed once in 10^10 sets.
+pub const GOSSIP_FAULTS_MIN: u64 = 200;
