@@ -184,13 +184,15 @@ pub enum Event {
         calls: u64,
     },
     /// A record written here is on this node's disk (driver only; a diskless node says it at once): what an operator may be
-    /// told is stored. Never said again for that version, and not at all once the disk has failed.
+    /// told is stored. Never said again for that version, and not while the disk fails.
     Durable {
         /// Its key.
         key: String,
         /// Its version.
         version: Rev,
     },
+    /// The log, which had failed, is whole again: a new one holds all that is known (driver only).
+    LogRestored,
     /// A member that this node holds alive said that this node is dead: it was away without noticing (a paused machine, a
     /// long stall). The refutation is on its way; others may have taken over its work meanwhile.
     HeldDead,

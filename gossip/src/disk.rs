@@ -5,6 +5,7 @@
 //! log          entries ([`log`])               replaced by rename when it has grown
 //! ```
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ mod worker;
 
 use files::{Files, LogFile, Real};
 pub use image::LogImage;
-use log::{Entry, crc32, load};
+use log::{Entry, Loaded, crc32, load};
 pub(crate) use log::{load_bytes, log_of};
 pub(crate) use worker::Worker;
 
@@ -47,15 +48,18 @@ pub(crate) struct Disk {
     unsynced: bool,
     /// Made durable up to here, and not said so in the log yet.
     mark: Option<u64>,
-    /// After a failed write or fsync nothing is known about the file any more, so it is never written again.
+    /// After a failed write or fsync nothing is known about the file any more: it is never written again, and a snapshot in a
+    /// new file takes its place.
     broken: bool,
+    /// Keeps other processes out.
+    lock: Option<File>,
 }
 
 impl Disk {
     /// Opens or creates the memory in `dir`: what it holds, and the generation of this boot (persisted already).
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Corrupt`].
+    /// [`Error::File`], [`Error::Corrupt`], [`Error::InUse`].
     pub(crate) fn open(
         dir: &Path,
         name: &str,
@@ -75,6 +79,10 @@ impl Disk {
             // Else a power cut takes the directory and with it the boot counter.
             files.sync_dir(parent).map_err(|e| failed("fsync directory", parent, &e))?;
         }
+        let lock = files.lock(dir).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => Error::InUse { path: dir.to_owned() },
+            _ => failed("lock", dir, &e),
+        })?;
         let generation = read_generation(&*files, dir)? + 1;
         write_generation(&*files, dir, generation)?;
         let path = dir.join("log");
@@ -84,17 +92,19 @@ impl Disk {
             return Err(Error::Corrupt { path, offset_bytes: LOG_MAX_BYTES, reason });
         }
         let bytes = files.read(&path, LOG_MAX_BYTES).map_err(|e| failed("read", &path, &e))?;
-        let (restored, keep) = match bytes {
-            Some(bytes) => load(&bytes, name, &path)?,
-            None => (Restored::default(), 0),
-        };
+        let bytes = bytes.unwrap_or_default();
+        let Loaded { restored, keep, durable } = load(&bytes, name, &path)?;
         if keep == 0 {
             let disk = Disk::create(files, dir, name, wall_ms, &mut std::iter::empty())?;
-            return Ok((disk, restored, generation));
+            return Ok((Disk { lock, ..disk }, restored, generation));
         }
         let mut log = files.open(&path).map_err(|e| failed("open", &path, &e))?;
-        log.truncate(keep).map_err(|e| failed("truncate", &path, &e))?;
+        // Had an fsync of an earlier process failed, these bytes may be in the kernel's memory only, and held to be written:
+        // an fsync alone would say that they are on the disk.
+        let tail = bytes.get(durable..keep).unwrap_or(&[]);
+        log.rewrite(durable as u64, tail).map_err(|e| failed("rewrite the end of", &path, &e))?;
         log.sync().map_err(|e| failed("fsync", &path, &e))?;
+        let keep = keep as u64;
         let disk = Disk {
             files,
             dir: dir.to_owned(),
@@ -106,6 +116,7 @@ impl Disk {
             unsynced: false,
             mark: Some(keep),
             broken: false,
+            lock,
         };
         Ok((disk, restored, generation))
     }
@@ -118,14 +129,31 @@ impl Disk {
         wall_ms: u64,
         entries: &mut dyn Iterator<Item = Entry<'_>>,
     ) -> Result<Disk, Error> {
-        let (path, fresh) = (dir.join("log"), dir.join("log.new"));
-        let mut log = files.create(&fresh).map_err(|e| failed("create", &fresh, &e))?;
+        let fresh = dir.join("log.new");
+        let made = Disk::create_at(&fresh, files.clone(), dir, name, wall_ms, entries);
+        if made.is_err() {
+            // Half a log is of no use, and the disk may be full. If this fails too, the next one removes it.
+            let _ = files.remove(&fresh);
+        }
+        made
+    }
+
+    fn create_at(
+        fresh: &Path,
+        files: Arc<dyn Files + Sync>,
+        dir: &Path,
+        name: &str,
+        wall_ms: u64,
+        entries: &mut dyn Iterator<Item = Entry<'_>>,
+    ) -> Result<Disk, Error> {
+        let path = dir.join("log");
+        let mut log = files.create(fresh).map_err(|e| failed("create", fresh, &e))?;
         let mut batch = Vec::new();
         Entry::Header { name, wall_ms }.write(&mut batch);
         let mut len = 0;
         let mut write = |batch: &mut Vec<u8>, at_least: usize| {
             if batch.len() > at_least {
-                log.write(batch).map_err(|e| failed("write", &fresh, &e))?;
+                log.write(batch).map_err(|e| failed("write", fresh, &e))?;
                 len += batch.len() as u64;
                 batch.clear();
             }
@@ -136,8 +164,8 @@ impl Disk {
             write(&mut batch, 1 << 18)?;
         }
         write(&mut batch, 0)?;
-        log.sync().map_err(|e| failed("fsync", &fresh, &e))?;
-        files.rename(&fresh, &path).map_err(|e| failed("rename", &fresh, &e))?;
+        log.sync().map_err(|e| failed("fsync", fresh, &e))?;
+        files.rename(fresh, &path).map_err(|e| failed("rename", fresh, &e))?;
         sync_dir(&*files, dir)?;
         Ok(Disk {
             files,
@@ -150,6 +178,7 @@ impl Disk {
             unsynced: false,
             mark: Some(len),
             broken: false,
+            lock: None,
         })
     }
 
@@ -217,7 +246,7 @@ impl Disk {
         !self.broken && self.len > self.snapshot_len * GROWTH + GROWTH_MIN_BYTES
     }
 
-    /// Replaces the log by what is true now.
+    /// Replaces the log by what is true now; also one that is broken.
     pub(crate) fn snapshot<'a>(
         &mut self,
         wall_ms: u64,
@@ -228,7 +257,7 @@ impl Disk {
         let mut entries = records.map(Entry::Record).chain(roster);
         match Disk::create(self.files.clone(), &self.dir, &self.name, wall_ms, &mut entries) {
             Ok(disk) => {
-                *self = disk;
+                *self = Disk { lock: self.lock.take(), ..disk };
                 Ok(())
             }
             Err(error) => {

@@ -32,6 +32,8 @@ const TOUCH_US: u64 = 3_600_000_000;
 const SLOW_US: u64 = 100_000;
 /// Refusals of one call that the core is told of; the rest is told when it happens again.
 const TOO_LONG_MAX: usize = 16;
+/// Local records that wait for the disk; of more the oldest are not told of.
+const PROMISED_MAX: usize = 16_384;
 /// Shortest time between two reports of slow calls.
 const SLOW_QUIET_US: u64 = 60_000_000;
 
@@ -95,6 +97,8 @@ pub struct Driver {
     /// The socket may hold more: its edge will not come again.
     unread: bool,
     sync_at_us: Option<u64>,
+    /// The log failed, and nothing is promised.
+    ails: bool,
     touched_us: u64,
     slow_said_us: Option<u64>,
     stats: DriverStats,
@@ -104,7 +108,7 @@ impl Driver {
     /// Reads the log, persists this boot's generation, binds the socket. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`Error::Name`], [`Error::File`], [`Error::Corrupt`], [`Error::Socket`], [`Error::Random`].
+    /// [`Error::Name`], [`Error::File`], [`Error::Corrupt`], [`Error::InUse`], [`Error::Socket`], [`Error::Random`].
     pub fn open(cfg: DriverConfig, now_us: u64) -> Result<Driver, Error> {
         crate::member::check_name(&cfg.name)?;
         let mut seed = [0; 32];
@@ -165,6 +169,7 @@ impl Driver {
             out: Vec::new(),
             unread: true,
             sync_at_us: None,
+            ails: false,
             touched_us: now_us,
             slow_said_us: None,
             stats: DriverStats::default(),
@@ -211,7 +216,8 @@ impl Driver {
     /// are appended to `events`.
     ///
     /// # Errors
-    /// [`Error::File`]: the log broke; said once, gossip itself goes on. Socket errors of single datagrams are counted.
+    /// [`Error::File`]: the log broke. It is said once for each failure (a new log is tried every minute, and
+    /// [`Event::LogRestored`] tells when that has worked); gossip itself goes on. Socket errors of single datagrams are counted.
     pub fn readable(&mut self, now_us: u64, events: &mut Vec<Event>) -> Result<(), Error> {
         let start = Instant::now();
         let wall_ms = wall_ms();
@@ -295,7 +301,11 @@ impl Driver {
     /// # Errors
     /// [`Error::File`].
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.disk.as_mut().map_or(Ok(()), Worker::finish)
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        if disk.ails() {
+            snapshot(disk, &self.gossip, wall_ms());
+        }
+        disk.finish()
     }
 
     /// Carries out what the core wants, in its order.
@@ -370,10 +380,15 @@ impl Driver {
         while let Some((_, key, version)) = self.promised.pop_front_if(|p| p.0 <= durable) {
             events.push(Event::Durable { key, version });
         }
-        if disk.is_long() {
-            let records = self.gossip.records().cloned().collect();
-            let roster = self.gossip.members().map(|m| m.info()).collect();
-            disk.snapshot(wall_ms, records, roster);
+        while self.promised.len() > PROMISED_MAX {
+            // A disk that takes nothing: who waits for the oldest has given up.
+            self.promised.pop_front();
+        }
+        if std::mem::replace(&mut self.ails, disk.ails()) && !self.ails {
+            events.push(Event::LogRestored);
+        }
+        if disk.wants_snapshot(now_us) {
+            snapshot(disk, &self.gossip, wall_ms);
         }
         disk.check()
     }
@@ -406,6 +421,13 @@ impl Driver {
         let errno = error.raw_os_error().unwrap_or(0);
         Error::Socket { operation, addr: self.addr, errno }
     }
+}
+
+/// Has the log replaced by what is true now.
+fn snapshot(disk: &mut Worker, gossip: &Gossip, wall_ms: u64) {
+    let records = gossip.records().cloned().collect();
+    let roster = gossip.members().map(|m| m.info()).collect();
+    disk.snapshot(wall_ms, records, roster);
 }
 
 fn wall_ms() -> u64 {

@@ -72,7 +72,8 @@ pub enum Error {
         /// What was attempted.
         operation: &'static str,
     },
-    /// A file operation failed. After a failed fsync the log counts as broken and is not written again.
+    /// A file operation failed. After a failed write or fsync the log counts as broken and is not written again: a new one
+    /// takes its place as soon as that works.
     File {
         /// The call that failed.
         operation: &'static str,
@@ -89,6 +90,11 @@ pub enum Error {
         offset_bytes: u64,
         /// What is wrong there.
         reason: &'static str,
+    },
+    /// Another process has the directory of the log.
+    InUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// A socket operation failed.
     Socket {
@@ -139,8 +145,14 @@ impl fmt::Display for Error {
             }
             Error::Corrupt { path, offset_bytes, reason } => write!(
                 f,
-                "{} is damaged at byte {offset_bytes} ({reason}); move it away to start this node \
-                 without its memory, its peers will give it back",
+                "{} cannot be used from byte {offset_bytes} on ({reason}); move it away to start this \
+                 node without its memory, its peers will give it back",
+                path.display()
+            ),
+            Error::InUse { path } => write!(
+                f,
+                "{} is in use by another process: end that one first, or give this node another \
+                 directory",
                 path.display()
             ),
             Error::Socket { operation, addr, errno } => {

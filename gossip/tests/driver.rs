@@ -1,12 +1,14 @@
 //! Real sockets on 127.0.0.1 and real logs.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gossip::driver::{Driver, DriverConfig};
 use gossip::{Config, Event, Expect, Input, KeyRing, Profile, SecretKey, State};
 use mio::{Events, Poll, Token};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 
 struct Flock {
     poll: Poll,
@@ -217,4 +219,178 @@ fn what_cannot_work_is_refused_with_a_reason() {
     cfg.bind = taken.local_addr().expect("has one");
     let error = Driver::open(cfg, 0).expect_err("in use").to_string();
     assert!(error.starts_with("bind on UDP 127.0.0.1"), "{error}");
+}
+
+/// A file system of its own at a directory, for this thread's eyes only.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(dir: &Path, options: &str) -> Option<SmallDisk> {
+        if !nix::unistd::geteuid().is_root() {
+            skip::because("a disk of its own", "not root");
+            return None;
+        }
+        std::fs::create_dir_all(dir).expect("makes it");
+        let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        mount(none, "/", none, private, none).expect("private");
+        mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some(options)).expect("mounts");
+        Some(SmallDisk(dir.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// The kernel's own ENOSPC: said, gossip goes on and promises nothing; a minute after there is room, all of it is on disk.
+#[test]
+fn a_disk_that_fills_up_is_told_of_and_caught_up_with() {
+    let mut flock = Flock::new("full");
+    let dir = flock.dir.clone();
+    let Some(_disk) = SmallDisk::mount(&dir, "size=480k") else { return };
+    let cfg = flock.config(0, true);
+    flock.open(0, cfg);
+    let ballast = dir.join("ballast");
+    std::fs::write(&ballast, vec![1; 352 << 10]).expect("there is room");
+    let mut driver = flock.nodes[0].take().expect("up");
+    let driver = &mut driver;
+    let (poll, mut events) = (&mut flock.poll, Vec::new());
+    let put = |driver: &mut Driver, events: &mut Vec<Event>, n: usize, now_us: u64| {
+        let (key, body) = (format!("s/default/app-{n}"), vec![n as u8; 12_000]);
+        driver.input(now_us, Input::Put { key: &key, body, expect: Expect::Any }, events)
+    };
+    // Until it is told, from whatever turn.
+    let mut wait = |driver: &mut Driver, events: &mut Vec<Event>, now_us: u64| {
+        let mut ready = Events::with_capacity(8);
+        poll.poll(&mut ready, Some(LONG)).expect("polls");
+        driver.readable(now_us, events)
+    };
+    let mut told = Ok(());
+    for n in 0..12 {
+        told = told.and(put(driver, &mut events, n, 1_000_000));
+    }
+    while told.is_ok() {
+        told = wait(driver, &mut events, 2_000_000);
+    }
+    let error = told.expect_err("it is full").to_string();
+    assert!(error.contains("write") && error.contains("No space left"), "{error}");
+    let durable =
+        |events: &[Event]| events.iter().filter(|e| matches!(e, Event::Durable { .. })).count();
+    let before = durable(&events);
+    assert!(before < 12, "what found no room is not promised");
+    assert!(driver.gossip().get("s/default/app-11").is_some(), "it goes on without");
+    put(driver, &mut events, 12, 3_000_000).expect("said once");
+
+    // Still full a minute later: told again, and the half of a new log is gone.
+    driver.timer(4_000_000, &mut events).expect("not yet due");
+    let mut told = driver.timer(64_000_000, &mut events);
+    while told.is_ok() {
+        told = wait(driver, &mut events, 64_100_000);
+    }
+    assert!(!dir.join("n0/log.new").exists(), "it would take what room there is");
+    assert_eq!(durable(&events), before);
+
+    std::fs::remove_file(&ballast).expect("room again");
+    driver.timer(130_000_000, &mut events).expect("no failure");
+    while !events.contains(&Event::LogRestored) || durable(&events) < 13 {
+        wait(driver, &mut events, 130_100_000).expect("no failure");
+    }
+    driver.flush().expect("nothing is left to do");
+    let mut cfg = flock.config(0, true);
+    cfg.dir = Some(dir.join("copy"));
+    std::fs::create_dir(dir.join("copy")).expect("there is room");
+    for file in ["log", "generation"] {
+        let (from, to) = (dir.join("n0").join(file), dir.join("copy").join(file));
+        std::fs::copy(from, to).expect("there is room");
+    }
+    flock.open(0, cfg);
+    for n in 0..=12 {
+        let key = format!("s/default/app-{n}");
+        assert_eq!(flock.body(0, &key), Some(vec![n as u8; 12_000]), "{key}");
+    }
+}
+
+#[test]
+fn a_read_only_disk_and_one_in_use_are_refused_by_name() {
+    let mut flock = Flock::new("refuses");
+    let cfg = flock.config(0, true);
+    flock.open(0, cfg.clone());
+    let error = Driver::open(cfg, 0).expect_err("one at a time").to_string();
+    assert!(error.contains("n0 is in use by another process"), "{error}");
+    let Some(_disk) = SmallDisk::mount(&flock.dir.join("ro"), "ro,size=64k") else { return };
+    let mut cfg = flock.config(0, true);
+    cfg.dir = Some(flock.dir.join("ro/gossip"));
+    let error = Driver::open(cfg, 0).expect_err("nothing can be remembered").to_string();
+    assert!(error.starts_with("create directory ") && error.contains("Read-only"), "{error}");
+}
+
+/// Places that no datagram can be sent to are so many lost datagrams.
+#[test]
+fn what_the_kernel_does_not_send_is_counted() {
+    let mut flock = Flock::new("unsent");
+    for node in 0..2 {
+        let mut cfg = flock.config(node, false);
+        // Of another family; a broadcast (EACCES); no port.
+        let nowhere = ["[2001:db8::1]:9", "255.255.255.255:9", "127.0.0.1:0"];
+        cfg.gossip.seeds.extend(nowhere.map(|addr| addr.parse::<SocketAddr>().expect("one")));
+        flock.open(node, cfg);
+    }
+    flock.until(LONG, |f| {
+        let unsent = |n: usize| f.nodes[n].as_ref().map_or(0, |d| d.stats().unsent);
+        f.agreed() && unsent(0) >= 3 && unsent(1) >= 3
+    });
+}
+
+/// A flood: a bounded number of datagrams in one turn, the rest at once after what else is due.
+#[test]
+fn a_flood_is_taken_in_by_turns() {
+    const TURN: u64 = 512;
+    let mut flock = Flock::new("flood");
+    let cfg = flock.config(0, false);
+    flock.open(0, cfg);
+    let addr = flock.addr(0).expect("bound");
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
+    for _ in 0..520 {
+        sender.send_to(&[1; 40], addr).expect("loopback takes it");
+    }
+    let now = flock.now();
+    let driver = flock.nodes[0].as_mut().expect("up");
+    let (before, mut events) = (driver.stats().received, Vec::new());
+    driver.readable(now, &mut events).expect("no disk");
+    assert_eq!(driver.stats().received - before, TURN);
+    assert_eq!(driver.next_deadline(), Some(0), "there is more, and its edge will not come again");
+    let mut turns = 1;
+    while driver.next_deadline() == Some(0) {
+        driver.timer(now, &mut events).expect("no disk");
+        turns += 1;
+        assert!(turns < 10, "the kernel holds no more than was sent");
+    }
+    assert_eq!((driver.stats().received - before, turns), (520, 2));
+    assert_eq!(driver.gossip().stats().accepted, 0);
+}
+
+/// Two machines of one image, started in the same instant: their frames never share a nonce.
+#[test]
+fn clones_draw_their_own_boot_ids() {
+    let mut flock = Flock::new("clones");
+    let listener = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
+    listener.set_read_timeout(Some(LONG)).expect("sets");
+    let seed = listener.local_addr().expect("bound");
+    let mut nonces = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let mut cfg = flock.config(0, true);
+        cfg.gossip.seeds = vec![seed];
+        let _ = std::fs::remove_dir_all(&flock.dir);
+        let mut driver = Driver::open(cfg, 1).expect("opens");
+        driver.timer(1, &mut Vec::new()).expect("starts");
+        let mut bytes = [0; 2000];
+        let (len, from) = listener.recv_from(&mut bytes).expect("it greets");
+        assert_eq!((from, len > 30), (driver.local_addr(), true));
+        nonces.insert(bytes[2..9].to_vec());
+    }
+    assert_eq!(nonces.len(), 8);
+    flock.nodes.clear();
 }

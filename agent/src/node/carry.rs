@@ -52,6 +52,7 @@ impl Node {
                     let _ = waiting.send(());
                 }
             }
+            Event::LogRestored => self.log_restored(),
             Event::Dropped { key } => self.key_changed(&key, None, ""),
             Event::Left => self.left(),
             _ => {}

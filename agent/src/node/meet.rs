@@ -40,10 +40,12 @@ pub(super) fn open(
         machine.alert("gossip log", format!("gossip log: {error}; going on without"));
         opened = Driver::open(DriverConfig { dir: None, ..wanted }, now_us);
     }
-    opened.with_context(|| {
-        format!(
+    let about_socket = matches!(opened, Err(gossip::Error::Socket { .. }));
+    opened.with_context(|| match about_socket {
+        true => format!(
             "gossip cannot use UDP {}: is another agent running on this machine, or is the address not its own?",
             config.gossip_addr()
-        )
+        ),
+        false => "gossip cannot start".to_owned(),
     })
 }

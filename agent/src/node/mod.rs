@@ -162,6 +162,9 @@ pub struct Parts {
 pub use machine::{Exit, IMAGE_WORD, Machine};
 pub use pods::{Adopted, find_pods};
 
+/// Begins a condition that ends with [`gossip::Event::LogRestored`].
+const LOG_FAILED: &str = "gossip log:";
+
 /// What the machine's cgroups lack, for the node's conditions.
 pub fn cgroup_conditions(cgroups: Option<&Cgroups>) -> Vec<String> {
     match cgroups {
@@ -423,7 +426,7 @@ impl Node {
 
     fn gossip_said(&mut self, result: Result<(), gossip::Error>, events: Vec<gossip::Event>) {
         if let Err(error) = result {
-            self.condition(format!("gossip log: {error}"));
+            self.condition(format!("{LOG_FAILED} {error}"));
         }
         self.todo.extend(events.into_iter().map(Todo::Gossip));
     }
@@ -463,6 +466,13 @@ impl Node {
             self.event(format!("node/{}", self.config.name), text);
             self.publish();
         }
+    }
+
+    /// A new gossip log holds what the failed one lacks.
+    pub(crate) fn log_restored(&mut self) {
+        self.conditions.retain(|text| !text.starts_with(LOG_FAILED));
+        self.event(format!("node/{}", self.config.name), "the gossip log is whole again");
+        self.publish();
     }
 
     /// Tells the scheduler, and through it the flock, what this node is and has.

@@ -4,7 +4,7 @@
 //! rest as much or as little as a kernel may have written back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use super::*;
 
@@ -19,6 +19,10 @@ enum Cut {
     Torn(usize),
     /// Names and lengths, but the new content is zeros.
     Zeros,
+    /// Names and lengths, but of each file's new content the first so many bytes are zeros: later pages went first.
+    Hole(usize),
+    /// For each file another one of these, and of each rename the old name or the new one: nothing orders them.
+    Mixed(u64),
 }
 
 /// What happens at the chosen operation.
@@ -28,14 +32,52 @@ enum Fault {
     Crash { written: usize },
     /// It fails with EIO, and a failed fsync has dropped what it should have written.
     Error,
+    /// From here on there is no room: what needs some fails with ENOSPC, a write with half of it done.
+    Full,
 }
 
 #[derive(Debug, Default, Clone)]
 struct Inode {
     content: Vec<u8>,
     durable: Vec<u8>,
-    /// An fsync failed: the kernel holds the pages clean, and a later fsync says nothing.
-    lost: bool,
+    /// Up to here the kernel holds the pages clean: on the disk, or dropped by an fsync that failed, after which a later one
+    /// says nothing.
+    clean: usize,
+}
+
+impl Inode {
+    /// The first bytes of the file were everything that is dirty written back.
+    fn written(&self, len: usize) -> Vec<u8> {
+        let held = |at: usize| self.durable.get(at).copied().unwrap_or(0);
+        let byte = |at: usize| if at < self.clean { held(at) } else { self.content[at] };
+        (0..len.min(self.content.len())).map(byte).collect()
+    }
+
+    /// What a power cut leaves.
+    fn after(&self, cut: Cut, number: u64) -> Inode {
+        let (all, old) = (self.content.len(), self.durable.len());
+        let mut content = match cut {
+            Cut::Everything => return self.clone(),
+            Cut::Mixed(seed) => {
+                let kinds =
+                    [Cut::Nothing, Cut::Torn(all), Cut::Zeros, Cut::Torn(37), Cut::Hole(50)];
+                return self.after(kinds[crate::wire::mix(seed, number) as usize % 5], number);
+            }
+            Cut::Nothing => self.durable.clone(),
+            // What was cut off is still there.
+            _ if all < old => self.durable.clone(),
+            Cut::Torn(bytes) => self.written(old + bytes),
+            Cut::Zeros | Cut::Hole(_) => self.written(all),
+        };
+        let zeros = match cut {
+            Cut::Zeros => all,
+            Cut::Hole(bytes) => old + bytes,
+            _ => old,
+        };
+        let end = zeros.min(content.len());
+        content[old.min(end)..end].fill(0);
+        Inode { durable: content.clone(), clean: content.len(), content }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +106,12 @@ fn eio() -> io::Error {
 }
 
 impl Model {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
     /// Counts an operation that changes something; the fault, if this is its turn.
-    fn op(&self) -> Result<(), (io::Error, Fault)> {
+    fn op(&self, needs_room: bool) -> Result<(), (io::Error, Fault)> {
         let mut state = self.state();
         let crash = Fault::Crash { written: 0 };
         if state.dead {
@@ -77,7 +119,10 @@ impl Model {
         }
         state.ops += 1;
         match state.fault {
-            Some((at, fault)) if at == state.ops => {
+            Some((at, Fault::Full)) if at <= state.ops && needs_room => {
+                Err((io::Error::from_raw_os_error(libc::ENOSPC), Fault::Full))
+            }
+            Some((at, fault)) if at == state.ops && fault != Fault::Full => {
                 state.dead = fault != Fault::Error;
                 Err((eio(), fault))
             }
@@ -85,8 +130,8 @@ impl Model {
         }
     }
 
-    fn plain(&self) -> io::Result<()> {
-        self.op().map_err(|(e, _)| e)
+    fn plain(&self, needs_room: bool) -> io::Result<()> {
+        self.op(needs_room).map_err(|(e, _)| e)
     }
 
     fn ops(&self) -> usize {
@@ -96,31 +141,24 @@ impl Model {
     /// The machine after a power cut, with the next fault.
     fn reboot(&self, cut: Cut, fault: Option<(usize, Fault)>) -> Model {
         let old = self.state();
-        let keep_names = cut != Cut::Nothing;
-        let names = if keep_names { &old.names } else { &old.durable_names };
-        let survives = |inode: &Inode| {
-            let content = match cut {
-                Cut::Nothing => inode.durable.clone(),
-                Cut::Everything => inode.content.clone(),
-                Cut::Torn(_) | Cut::Zeros if inode.content.len() < inode.durable.len() => {
-                    inode.durable.clone()
-                }
-                Cut::Torn(bytes) => {
-                    let end = (inode.durable.len() + bytes).min(inode.content.len());
-                    inode.content[..end].to_vec()
-                }
-                Cut::Zeros => {
-                    let mut content = inode.durable.clone();
-                    content.resize(inode.content.len(), 0);
-                    content
-                }
-            };
-            Inode { durable: content.clone(), content, lost: false }
+        let new_names = |stem: &str| match cut {
+            Cut::Nothing => false,
+            Cut::Mixed(seed) => crate::wire::mix(seed, stem.len() as u64) & 1 == 1,
+            _ => true,
         };
-        let dir = old.durable_dir || (keep_names && old.has_dir);
-        let names = if dir { names.clone() } else { BTreeMap::new() };
+        let mut names = BTreeMap::new();
+        for stem in ["log", "generation"] {
+            let known = if new_names(stem) { &old.names } else { &old.durable_names };
+            let same = |path: &PathBuf| path.file_stem().is_some_and(|s| s == stem);
+            names.extend(known.iter().filter(|(path, _)| same(path)).map(|(p, i)| (p.clone(), *i)));
+        }
+        let dir = old.durable_dir || (new_names("") && old.has_dir);
+        if !dir {
+            names.clear();
+        }
+        let inodes = old.inodes.iter().zip(0..).map(|(inode, n)| inode.after(cut, n)).collect();
         Model(Arc::new(Mutex::new(State {
-            inodes: old.inodes.iter().map(survives).collect(),
+            inodes,
             durable_names: names.clone(),
             names,
             has_dir: dir,
@@ -134,9 +172,13 @@ impl Model {
 
 impl Files for Model {
     fn make_dir(&self, _: &Path) -> io::Result<bool> {
-        self.plain()?;
+        self.plain(true)?;
         let mut state = self.state();
         Ok(!std::mem::replace(&mut state.has_dir, true))
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Option<File>> {
+        self.plain(false).map(|()| None)
     }
 
     fn len(&self, path: &Path) -> io::Result<Option<u64>> {
@@ -152,30 +194,29 @@ impl Files for Model {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn LogFile>> {
-        self.plain()?;
+        self.plain(true)?;
         let mut state = self.state();
-        // Truncation of a file of that name is a change of it, here as in the kernel.
-        let inode = match state.names.get(path) {
-            Some(inode) => *inode,
-            None => {
-                state.inodes.push(Inode::default());
-                state.inodes.len() - 1
-            }
-        };
-        state.inodes[inode].content.clear();
+        state.inodes.push(Inode::default());
+        let inode = state.inodes.len() - 1;
         state.names.insert(path.to_owned(), inode);
         Ok(Box::new(ModelFile { model: self.clone(), inode }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn LogFile>> {
-        self.plain()?;
+        self.plain(false)?;
         let inode = self.state().names.get(path).copied();
         let inode = inode.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         Ok(Box::new(ModelFile { model: self.clone(), inode }))
     }
 
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.plain(false)?;
+        self.state().names.remove(path);
+        Ok(())
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.plain()?;
+        self.plain(true)?;
         let mut state = self.state();
         let inode = state.names.remove(from).expect("it was just created");
         state.names.insert(to.to_owned(), inode);
@@ -183,7 +224,7 @@ impl Files for Model {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.plain()?;
+        self.plain(false)?;
         let mut state = self.state();
         if dir == Path::new(DIR) {
             state.durable_names = state.names.clone();
@@ -196,41 +237,49 @@ impl Files for Model {
 
 impl LogFile for ModelFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let result = self.model.op();
+        let result = self.model.op(true);
         let mut state = self.model.state();
         let content = &mut state.inodes[self.inode].content;
         match result {
             Ok(()) => content.extend_from_slice(bytes),
-            Err((error, Fault::Crash { written })) => {
-                content.extend_from_slice(&bytes[..written.min(bytes.len())]);
-                return Err(error);
-            }
-            Err((error, Fault::Error)) => {
-                content.extend_from_slice(&bytes[..bytes.len() / 2]);
+            Err((error, fault)) => {
+                let done = match fault {
+                    Fault::Crash { written } => written.min(bytes.len()),
+                    Fault::Error | Fault::Full => bytes.len() / 2,
+                };
+                content.extend_from_slice(&bytes[..done]);
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.model.plain()?;
-        self.model.state().inodes[self.inode].content.truncate(len as usize);
+    fn rewrite(&mut self, from: u64, bytes: &[u8]) -> io::Result<()> {
+        // It stands there already, so that half of it is all of it.
+        let result = self.model.plain(false);
+        let mut state = self.model.state();
+        let (inode, from) = (&mut state.inodes[self.inode], from as usize);
+        assert_eq!(inode.content.get(from..from + bytes.len()), Some(bytes));
+        result?;
+        inode.content.truncate(from + bytes.len());
+        inode.clean = inode.clean.min(from);
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let result = self.model.op();
+        let result = self.model.op(false);
         let mut state = self.model.state();
         let inode = &mut state.inodes[self.inode];
         match result {
-            Ok(()) if !inode.lost => inode.durable = inode.content.clone(),
-            Ok(()) => {}
+            Ok(()) => inode.durable = inode.written(usize::MAX),
             Err((error, fault)) => {
-                inode.lost |= fault == Fault::Error;
+                if fault == Fault::Error {
+                    inode.clean = inode.content.len();
+                }
                 return Err(error);
             }
         }
+        inode.clean = inode.content.len();
         Ok(())
     }
 }
@@ -297,7 +346,7 @@ fn boot(model: &Model, told: &mut Told) -> Result<(), Error> {
     disk.sync()
 }
 
-const CUTS: [Cut; 7] = [
+const CUTS: [Cut; 13] = [
     Cut::Nothing,
     Cut::Everything,
     Cut::Zeros,
@@ -305,6 +354,12 @@ const CUTS: [Cut; 7] = [
     Cut::Torn(11),
     Cut::Torn(60),
     Cut::Torn(200),
+    Cut::Hole(1),
+    Cut::Hole(60),
+    Cut::Mixed(1),
+    Cut::Mixed(2),
+    Cut::Mixed(3),
+    Cut::Mixed(4),
 ];
 
 fn model(fault: Option<(usize, Fault)>) -> Model {
@@ -361,36 +416,80 @@ fn a_write_torn_at_every_byte_is_cut_off() {
     }
 }
 
-/// A disk that fails once: nothing is promised afterwards, also not after a second fsync that says nothing.
+/// A disk that fails once: what is promised afterwards is true, also after a second fsync that says nothing, for the next
+/// process on this kernel, and after a power cut under that one.
 #[test]
 fn an_error_at_every_operation_is_never_papered_over() {
-    for point in 1..=ops() {
+    for (point, end) in (1..=ops()).flat_map(|point| (1..=LAST).map(move |end| (point, end))) {
         for cut in CUTS {
             let mut told = Told::default();
             let broken = model(Some((point, Fault::Error)));
-            // What follows the error in one life: the log is given up, the rest of the boot goes on.
-            let _ = lives_on(&broken, &mut told);
+            let _ = lives_on(&broken, &mut told, end);
+            let place = format!("{point}, {end}, {cut:?}");
+            if cut != Cut::Everything {
+                // Another process, before the kernel goes down.
+                let mut told = told.clone();
+                let next = broken.reboot(Cut::Everything, None);
+                let sound = lives_on(&next, &mut told, 2).map_err(|e| format!("{place}: {e}"));
+                assert_eq!(sound, Ok(true));
+                let last = next.reboot(cut, None);
+                boot(&last, &mut told).unwrap_or_else(|e| panic!("{place}, later: {e}"));
+            }
             let next = broken.reboot(cut, None);
-            boot(&next, &mut told).unwrap_or_else(|e| panic!("{point} {cut:?}: {e}"));
+            boot(&next, &mut told).unwrap_or_else(|e| panic!("{place}: {e}"));
         }
     }
 }
 
-/// As [`boot`], but errors are what a node in service makes of them: said once, and on it goes.
-fn lives_on(model: &Model, told: &mut Told) -> Result<(), Error> {
-    let (mut disk, _, generation) =
+/// No room from every operation on, and some again later.
+#[test]
+fn a_full_disk_is_said_to_be_and_written_to_once_it_is_not() {
+    let mut refused = 0;
+    for point in 1..=ops() {
+        for cut in CUTS {
+            let mut told = Told::default();
+            let full = model(Some((point, Fault::Full)));
+            match lives_on(&full, &mut told, LAST) {
+                Ok(sound) => assert!(sound, "{point}: there is room again"),
+                Err(Error::File { errno, .. }) => {
+                    assert_eq!(errno, libc::ENOSPC);
+                    refused += 1;
+                }
+                Err(other) => panic!("{point}: {other}"),
+            }
+            let next = full.reboot(cut, None);
+            boot(&next, &mut told).unwrap_or_else(|e| panic!("{point} {cut:?}: {e}"));
+        }
+    }
+    assert!(refused > 0, "without a boot counter no node starts");
+}
+
+/// Writes of [`lives_on`].
+const LAST: u64 = 9;
+
+/// As [`boot`], but errors are what a node in service makes of them: said, and on it goes, with a new log later. Whether
+/// that one is sound.
+fn lives_on(model: &Model, told: &mut Told, end: u64) -> Result<bool, Error> {
+    let (mut disk, restored, generation) =
         Disk::open_on(Arc::new(model.clone()), Path::new(DIR), "me", 5)?;
     told.generation = generation;
     let mut now = BTreeMap::new();
-    for rev in 1..=6 {
+    let base = restored.records.first().map_or(0, |r| r.rev);
+    for (write, rev) in (1..=end).map(|write| (write, base + write)) {
         told.said.insert(("a".into(), rev));
         now.insert("a".to_owned(), rev);
         let _ = disk.append(&Persist::Record { record: record("a", rev), local: true });
+        if write == 7 && matches!(model.state().fault, Some((_, Fault::Full))) {
+            model.state().fault = None;
+        }
+        let anew = write == 3 || (write > 5 && !disk.is_sound());
         let done =
-            if rev == 3 { disk.snapshot(9, [record("a", rev)].iter(), &[]) } else { disk.sync() };
+            if anew { disk.snapshot(9, [record("a", rev)].iter(), &[]) } else { disk.sync() };
         if done.is_ok() && disk.is_sound() {
             told.promised = now.clone();
         }
     }
-    Ok(())
+    let promised = told.promised.get("a") == Some(&(base + end));
+    assert_eq!(promised, disk.is_sound(), "what is not durable is not said to be");
+    Ok(disk.is_sound())
 }

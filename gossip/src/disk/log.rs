@@ -114,11 +114,20 @@ fn entry(bytes: &[u8]) -> Option<(&[u8], usize)> {
     (crc32(content) == crc).then_some((content, HEAD_BYTES + len))
 }
 
-/// Reads a log: what it says, and how much of it is good.
+/// What a log says.
+pub(super) struct Loaded {
+    pub(super) restored: Restored,
+    /// How much of it is good.
+    pub(super) keep: usize,
+    /// How much of that was on the disk for certain when the last mark was written.
+    pub(super) durable: usize,
+}
+
+/// Reads a log.
 ///
 /// # Errors
 /// [`Error::Corrupt`] when something durable is damaged, or the log is another node's or a later version's.
-pub(super) fn load(bytes: &[u8], name: &str, path: &Path) -> Result<(Restored, u64), Error> {
+pub(super) fn load(bytes: &[u8], name: &str, path: &Path) -> Result<Loaded, Error> {
     let corrupt = |offset: usize, reason| Error::Corrupt {
         path: path.to_owned(),
         offset_bytes: offset as u64,
@@ -139,12 +148,13 @@ pub(super) fn load(bytes: &[u8], name: &str, path: &Path) -> Result<(Restored, u
         state.apply(content, name).map_err(|reason| corrupt(at, reason))?;
         at += len;
     }
-    Ok((state.finish(), at as u64))
+    let durable = usize::try_from(state.durable).unwrap_or(at).min(at);
+    Ok(Loaded { restored: state.finish(), keep: at, durable })
 }
 
 /// For the fuzzer: [`load`] without a file.
 pub(crate) fn load_bytes(bytes: &[u8], name: &str) -> Result<Restored, Error> {
-    load(bytes, name, Path::new("log")).map(|(restored, _)| restored)
+    load(bytes, name, Path::new("log")).map(|loaded| loaded.restored)
 }
 
 /// For the fuzzer: contents as a log of this node would hold them, behind a header.
@@ -175,6 +185,7 @@ struct Replay {
     records: std::collections::BTreeMap<String, Record>,
     roster: std::collections::BTreeMap<String, MemberInfo>,
     saved_ms: u64,
+    durable: u64,
 }
 
 impl Replay {
@@ -214,7 +225,7 @@ impl Replay {
                 self.roster.remove(r.text().ok_or(BAD)?);
             }
             kind::MARK => {
-                let _durable = r.varint().ok_or(BAD)?;
+                self.durable = self.durable.max(r.varint().ok_or(BAD)?);
                 self.saved_ms = self.saved_ms.max(r.varint().ok_or(BAD)?);
             }
             _ => return Err("written by a later version"),

@@ -65,6 +65,7 @@ fn everything_comes_back_and_the_generation_counts() {
     disk.snapshot(9, restored.records.iter(), &restored.roster).unwrap();
     disk.append(&persist("later", 1, b"y")).unwrap();
     disk.sync().unwrap();
+    drop(disk);
     let (_, again, generation) = Disk::open(&dir.0, "me", 5).unwrap();
     assert_eq!((generation, again.records.len()), (78, 4));
     assert!(matches!(Disk::open(&dir.0, "other", 5), Err(Error::Corrupt { .. })));
@@ -79,6 +80,7 @@ fn a_torn_end_is_cut_at_every_length_and_what_was_synced_stays() {
     disk.append(&persist("tail", 1, b"not synced")).unwrap();
     disk.write().unwrap();
     let longer = fs::read(dir.log()).unwrap();
+    drop(disk);
     for len in whole.len()..longer.len() {
         fs::write(dir.log(), &longer[..len]).unwrap();
         let (_, restored, _) = Disk::open(&dir.0, "me", 5).unwrap();
@@ -122,6 +124,7 @@ fn what_a_crash_between_write_and_rename_leaves_is_ignored() {
     let (mut disk, restored, generation) = Disk::open(&dir.0, "me", 5).unwrap();
     assert_eq!((restored.records.len(), generation), (3, 2));
     disk.snapshot(9, restored.records.iter(), &[]).unwrap();
+    drop(disk);
     let (_, restored, generation) = Disk::open(&dir.0, "me", 5).unwrap();
     assert_eq!((restored.records.len(), generation), (3, 3));
     fs::write(dir.0.join("generation"), b"????????????").unwrap();
@@ -140,6 +143,38 @@ fn a_disk_that_fails_is_given_up_and_says_so_once() {
     assert!(!disk.is_sound());
     disk.append(&persist("x", 2, b"y")).unwrap();
     assert_eq!((disk.sync(), disk.is_long()), (Ok(()), false));
+}
+
+#[test]
+fn one_process_at_a_time_has_the_directory() {
+    let dir = Dir::new("lock");
+    filled(&dir);
+    let (mut disk, restored, _) = Disk::open(&dir.0, "me", 5).unwrap();
+    // Also behind a snapshot, which is another file.
+    disk.snapshot(9, restored.records.iter(), &[]).unwrap();
+    let error = Disk::open(&dir.0, "me", 5).expect_err("somebody has it");
+    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    assert!(error.to_string().contains("is in use by another process: end that one first"));
+    drop(disk);
+    assert_eq!(Disk::open(&dir.0, "me", 5).unwrap().2, 3, "the refused one has counted nothing");
+}
+
+#[test]
+fn a_log_of_another_version_is_refused_by_name() {
+    let dir = Dir::new("version");
+    fs::create_dir_all(&dir.0).unwrap();
+    let header = [&[0, 2, 2][..], b"me", &[5]].concat();
+    for (content, reason) in
+        [(&header[..], "written by another version"), (&[9], "written by a later version")]
+    {
+        let bytes = log::log_of("me", std::iter::once(content));
+        // Without the header that is put in front, for the first.
+        let from = if content == header { bytes.len() - 10 - content.len() } else { 0 };
+        fs::write(dir.log(), &bytes[from..]).unwrap();
+        let error = Disk::open(&dir.0, "me", 5).expect_err("not ours").to_string();
+        assert!(error.contains(reason) && error.contains("move it away"), "{error}");
+        assert_eq!(fs::read(dir.log()).unwrap(), bytes[from..], "left alone");
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The log's own thread. An fsync behind somebody else's dirty pages can take seconds; a node that waits for it in its
 //! event loop is taken for dead meanwhile.
+//!
+//! A log that failed is not written again: a minute later, and every minute from then on, a new one is begun with all that is
+//! known. Nothing is said to be durable before that has worked.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,14 +18,24 @@ use crate::error::Error;
 use crate::map::Record;
 use crate::member::MemberInfo;
 
-/// Jobs on their way to the disk. What exceeds it is not remembered: the disk is minutes behind, and peers have it.
+/// Jobs on their way to the disk. What exceeds it is left out: the disk is minutes behind. A new log brings it in.
 const PENDING_MAX: u64 = 200_000;
+/// From a failure to the new log, and from one try to the next.
+const RETRY_US: u64 = 60_000_000;
 
 enum Job {
     Remember(Persist),
     Touch,
-    Sync { ticket: u64 },
-    Snapshot { wall_ms: u64, records: Vec<Record>, roster: Vec<MemberInfo> },
+    Sync {
+        ticket: u64,
+    },
+    /// Holds all that was to be durable under this ticket.
+    Snapshot {
+        ticket: u64,
+        wall_ms: u64,
+        records: Vec<Record>,
+        roster: Vec<MemberInfo>,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +44,7 @@ struct Shared {
     durable: AtomicU64,
     done_jobs: AtomicU64,
     long: AtomicBool,
+    broken: AtomicBool,
     snapshots: AtomicU64,
     failed: AtomicBool,
     error: Mutex<Option<Error>>,
@@ -47,6 +61,10 @@ pub(crate) struct Worker {
     sent_jobs: u64,
     sent_snapshots: u64,
     ticket: u64,
+    /// Something found no room: the log lacks it, and nothing behind it may be promised.
+    lost: bool,
+    /// When a new log is due, while this one is of no use.
+    retry_us: Option<u64>,
 }
 
 impl Worker {
@@ -62,11 +80,21 @@ impl Worker {
             .spawn(move || run(disk, &inbox, &theirs, wake))
             .map_err(|e| failed("start the thread of", &e))?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        Ok(Worker { jobs, shared, done, thread, sent_jobs: 0, sent_snapshots: 0, ticket: 0 })
+        Ok(Worker {
+            jobs,
+            shared,
+            done,
+            thread,
+            sent_jobs: 0,
+            sent_snapshots: 0,
+            ticket: 0,
+            lost: false,
+            retry_us: None,
+        })
     }
 
     pub(crate) fn remember(&mut self, what: Persist) {
-        self.send(Job::Remember(what));
+        self.lost |= !self.send(Job::Remember(what));
     }
 
     /// Notes on disk that this node is alive now.
@@ -77,13 +105,17 @@ impl Worker {
     /// Makes everything so far durable; the ticket shows up in [`Worker::durable`].
     pub(crate) fn sync(&mut self) -> u64 {
         self.ticket += 1;
-        self.send(Job::Sync { ticket: self.ticket });
+        if !self.lost {
+            self.lost = !self.send(Job::Sync { ticket: self.ticket });
+        }
         self.ticket
     }
 
     pub(crate) fn snapshot(&mut self, wall_ms: u64, records: Vec<Record>, roster: Vec<MemberInfo>) {
-        let sent = self.send(Job::Snapshot { wall_ms, records, roster });
+        self.ticket += 1;
+        let sent = self.send(Job::Snapshot { ticket: self.ticket, wall_ms, records, roster });
         self.sent_snapshots += u64::from(sent);
+        self.lost &= !sent;
     }
 
     pub(crate) fn durable(&mut self) -> u64 {
@@ -93,10 +125,26 @@ impl Worker {
         self.shared.durable.load(Ordering::Acquire)
     }
 
-    pub(crate) fn is_long(&self) -> bool {
+    /// Whether the log is to be replaced by what is true now: it has grown, or is of no use.
+    pub(crate) fn wants_snapshot(&mut self, now_us: u64) -> bool {
         // One snapshot at a time: until it is written the log stays as long as it was.
-        let done = self.shared.snapshots.load(Ordering::Acquire) == self.sent_snapshots;
-        done && self.shared.long.load(Ordering::Relaxed)
+        if self.shared.snapshots.load(Ordering::Acquire) != self.sent_snapshots {
+            return false;
+        }
+        if !self.ails() {
+            self.retry_us = None;
+            return self.shared.long.load(Ordering::Relaxed);
+        }
+        let due = self.retry_us.is_some_and(|at| at <= now_us);
+        if due || self.retry_us.is_none() {
+            self.retry_us = Some(now_us + RETRY_US);
+        }
+        due
+    }
+
+    /// Whether the log lacks something, and nothing is durable at present.
+    pub(crate) fn ails(&self) -> bool {
+        self.lost || self.shared.broken.load(Ordering::Acquire)
     }
 
     /// What went wrong, once.
@@ -159,8 +207,9 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
                     ticket = Some(t);
                     Ok(())
                 }
-                Job::Snapshot { wall_ms, records, roster } => {
+                Job::Snapshot { ticket: t, wall_ms, records, roster } => {
                     snapshots += 1;
+                    ticket = Some(t);
                     disk.snapshot(wall_ms, records.iter(), &roster)
                 }
             });
@@ -171,6 +220,7 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
         });
         shared.done_jobs.fetch_add(jobs, Ordering::Relaxed);
         shared.long.store(disk.is_long(), Ordering::Relaxed);
+        shared.broken.store(!disk.is_sound(), Ordering::Release);
         shared.snapshots.fetch_add(snapshots, Ordering::Release);
         if let Err(error) = result {
             *lock(&shared.error) = Some(error);
