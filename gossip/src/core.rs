@@ -324,7 +324,7 @@ impl Gossip {
         let opened = self.keys.open(me.nid, me.generation, bytes, scratch)?;
         let mut reader = Reader::new(opened.plain);
         let nid = Nid(reader.u64()?);
-        let generation = reader.varint()?;
+        let generation = crate::message::read_generation(&mut reader)?;
         let place = (opened.boot, opened.counter);
         // Ids are bytes: it cannot grow beyond 256.
         *self.key_frames.entry(opened.key).or_default() += 1;

@@ -82,6 +82,11 @@ impl Target {
         assert!(self.gossip.get("s/a").is_some() || self.gossip.version("s/a").is_some());
     }
 
+    /// The generation it has by now.
+    pub fn generation(&self) -> u64 {
+        self.gossip.me().generation
+    }
+
     fn summary(&self) -> (u32, u64, usize) {
         (self.gossip.view(), self.gossip.root(), self.gossip.members().count())
     }

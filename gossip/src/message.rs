@@ -123,7 +123,7 @@ impl<'a> Message<'a> {
                 Message::MemberDigest(hashes)
             }
             tag::MEMBER_WANT => Message::MemberWant { buckets: r.u64()? },
-            tag::OUTDATED => Message::Outdated { generation: r.varint()?, addr: r.addr()? },
+            tag::OUTDATED => Message::Outdated { generation: read_generation(r)?, addr: r.addr()? },
             tag::BEACON => Message::Beacon(Update::read(r)?),
             tag::PATH_PROBE => Message::PathProbe,
             tag::PATH_ACK => Message::PathAck { len: r.len(crate::config::PACKET_MAX_BYTES)? },
@@ -231,6 +231,11 @@ const FULL: u8 = 8;
 /// Room to step above any of them must remain.
 pub(crate) const GENERATION_MAX: u64 = 1 << 62;
 
+/// A generation or an incarnation.
+pub(crate) fn read_generation(r: &mut Reader<'_>) -> Option<u64> {
+    r.varint().filter(|n| *n < GENERATION_MAX)
+}
+
 impl<'a> Update<'a> {
     pub(crate) fn of(info: &'a MemberInfo) -> Update<'a> {
         Update {
@@ -268,10 +273,7 @@ impl<'a> Update<'a> {
         } else {
             (Nid(r.u64()?), None)
         };
-        let (generation, incarnation) = (r.varint()?, r.varint()?);
-        if generation >= GENERATION_MAX || incarnation >= GENERATION_MAX {
-            return None;
-        }
+        let (generation, incarnation) = (read_generation(r)?, read_generation(r)?);
         let mut accusers = Accusers::default();
         for _ in 0..usize::from(flags >> 4).min(ACCUSERS_MAX) {
             accusers.add(Nid(r.u64()?));

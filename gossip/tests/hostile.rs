@@ -203,6 +203,25 @@ fn authentic_nonsense_does_no_harm() {
     }
 }
 
+/// A generation that no step up from is possible, told as a member tells: it once wrapped around to zero.
+#[test]
+fn no_generation_is_too_high_to_be_ignored() {
+    let outdated = |generation: &[u8]| {
+        let addr = [4, 127, 0, 0, 1, 9, 0];
+        let content = [generation, &addr].concat();
+        [&[12, content.len() as u8], &content[..]].concat()
+    };
+    let (highest, last) = ([0xff; 9], [0xff; 8]);
+    for generation in [[&highest[..], &[1]].concat(), [&last[..], &[0x3f]].concat()] {
+        let mut target = Target::default();
+        target.content(&outdated(&generation));
+        assert_eq!(target.generation(), 3, "{generation:x?}");
+    }
+    let mut target = Target::default();
+    target.content(&outdated(&[9]));
+    assert_eq!(target.generation(), 10, "what can be stepped above is");
+}
+
 #[test]
 fn any_log_is_loaded_or_refused() {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(6);

@@ -75,7 +75,7 @@ impl Swim {
     /// Steps above a generation that the flock remembers of our name: our boot counter was lost, or another node has our
     /// name. Once is normal, a duel is not. Whether it did.
     pub(super) fn outbid(&mut self, generation: u64, ctx: &mut Ctx<'_>) -> bool {
-        if self.outbids >= OUTBID_MAX || generation + 1 >= GENERATION_MAX {
+        if self.outbids >= OUTBID_MAX || generation >= GENERATION_MAX - 1 {
             return false;
         }
         self.outbids += 1;
