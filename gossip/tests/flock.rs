@@ -171,3 +171,16 @@ fn a_member_that_one_node_forgets_is_forgotten_by_all_at_once() {
     let took = world.until(20 * S, forgotten).expect("all forget it");
     assert!(took <= S, "rumours take no comparison of views: {} ms", took / 1000);
 }
+
+#[test]
+fn an_update_is_everywhere_in_half_a_second() {
+    let mut world = joined(32, 100);
+    let mut longest = 0;
+    for n in 0..5u8 {
+        world.put(usize::from(n) * 17, &format!("s/{n}"), &[n; 700]);
+        let took = world.until(5 * S, World::roots_equal).expect("it is everywhere");
+        longest = longest.max(took);
+        world.run(3 * S);
+    }
+    assert!(longest <= 500 * MS, "{} ms", longest / MS);
+}

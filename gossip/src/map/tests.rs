@@ -198,3 +198,26 @@ fn nodes_whose_clocks_differ_do_not_hand_tombstones_to_and_fro() {
     let old = Record::new("s/a", 1, 500, "w".into(), 0, Some([1].as_slice().into()));
     assert_eq!(fast.merge(old), Merged::Known);
 }
+
+/// Each key once, at its last change, behind the cursor and under the prefix alone.
+#[test]
+fn a_cursor_shows_what_came_after_it() {
+    let mut store = Store::new(Limits::default());
+    let mut put = |key: &str, rev| {
+        store.merge(Record::new(key, rev, 0, "w".into(), 0, Some([1].as_slice().into())));
+        store.cursor()
+    };
+    let (first, second) = (put("s/a", 1), put("s/b", 1));
+    let (third, fourth) = (put("t/a", 1), put("s/a", 2));
+    assert_eq!(put("s/a", 1), fourth, "no news");
+    let changes = |prefix: &str, after| -> Vec<(u64, String, u64)> {
+        let changes = store.changes(prefix, after);
+        changes.map(|(at, r)| (at, r.key.to_string(), r.rev)).collect()
+    };
+    let (b, a) = ((second, "s/b".to_owned(), 1), (fourth, "s/a".to_owned(), 2));
+    assert_eq!(changes("s/", 0), [b.clone(), a.clone()]);
+    assert_eq!(changes("s/", first), [b, a.clone()]);
+    assert_eq!(changes("s/", second), std::slice::from_ref(&a));
+    assert_eq!(changes("", second), [(third, "t/a".to_owned(), 1), a]);
+    assert_eq!(changes("", fourth), []);
+}

@@ -341,3 +341,22 @@ fn outdated(dest: Dest, entry: &table::Entry, ctx: &mut Ctx<'_>) {
         crate::wire::put_addr(out, entry.member.addr);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greetings_are_answered_once_and_so_many_a_second_and_their_guard_is_bounded() {
+        let mut contact = Contact::default();
+        let mut answered = |boots: std::ops::Range<u64>, now_us: u64| {
+            let count = boots.filter(|boot| contact.admit(*boot, 1, now_us)).count();
+            assert!(contact.greeters.len() <= GREETERS_MAX);
+            count as u64
+        };
+        assert_eq!(answered(0..400, 0), 400);
+        assert_eq!(answered(0..400, 1), 0, "each once");
+        assert_eq!(answered(1_000..2_000, 2), ANSWERS_PER_S - 400);
+        assert_eq!(answered(2_000..3_000, 1_000_000), ANSWERS_PER_S, "another second");
+    }
+}
