@@ -307,27 +307,29 @@ impl Gossip {
         let done = self.frame(from, bytes, &mut scratch, step);
         self.scratch = scratch;
         match done {
-            Some(()) => self.stats.accepted += 1,
+            Some(key) => {
+                self.stats.accepted += 1;
+                // Only what is fresh: recordings must not keep an old key in use. Ids are bytes: no more than 256.
+                *self.key_frames.entry(key).or_default() += 1;
+            }
             None => self.stats.refused += 1,
         }
     }
 
-    /// `None`: not authentic, not fresh, or not for us. Nothing happened then.
+    /// The key's id. `None`: not authentic, not fresh, or not for us. Nothing happened then.
     fn frame(
         &mut self,
         from: SocketAddr,
         bytes: &[u8],
         scratch: &mut Vec<u8>,
         step: &mut Step<'_>,
-    ) -> Option<()> {
+    ) -> Option<u8> {
         let me = self.sender();
         let opened = self.keys.open(me.nid, me.generation, bytes, scratch)?;
         let mut reader = Reader::new(opened.plain);
         let nid = Nid(reader.u64()?);
         let generation = crate::message::read_generation(&mut reader)?;
         let place = (opened.boot, opened.counter);
-        // Ids are bytes: it cannot grow beyond 256.
-        *self.key_frames.entry(opened.key).or_default() += 1;
         if !opened.bound {
             // An open frame may greet and nothing else.
             let (u, beacon) = match Message::next(&mut reader)? {
@@ -338,11 +340,11 @@ impl Gossip {
             if u.nid != nid || u.generation != generation || opened.boot == self.net.boot() {
                 return None;
             }
-            self.with_swim(step, |swim, ctx| match beacon {
+            let answered = self.with_swim(step, |swim, ctx| match beacon {
                 false => swim.on_hello(from, &u, place, ctx),
                 true => swim.on_beacon(from, &u, place, ctx),
             });
-            return Some(());
+            return answered.then_some(opened.key);
         }
         let dest = Dest { addr: from, to: Binding::To { nid, generation } };
         if self.swim.is_outlived(nid, generation) {
@@ -350,10 +352,10 @@ impl Gossip {
             let message = Message::next(&mut reader)?;
             let done =
                 self.with_swim(step, |swim, ctx| swim.on_outlived(nid, dest, &message, place, ctx));
-            return done.then_some(());
+            return done.then_some(opened.key);
         }
         if nid != me.nid {
-            self.swim.admit(nid, generation, place.0, place.1)?;
+            self.swim.admit(nid, generation, place, step.now_us)?;
         }
         let mut probed = nid == me.nid;
         while let Some(message) = Message::next(&mut reader) {
@@ -368,7 +370,7 @@ impl Gossip {
             }
             if nid == me.nid {
                 // Only a namesake's answer to our greeting gets here.
-                return Some(());
+                return Some(opened.key);
             }
         }
         let known = self.swim.table.get(nid).is_some_and(|e| e.member.generation == generation);
@@ -376,7 +378,7 @@ impl Gossip {
             let told = introduces(nid, opened.plain);
             self.with_swim(step, |swim, ctx| swim.on_unknown(nid, dest, told, ctx));
         }
-        Some(())
+        Some(opened.key)
     }
 
     fn message(&mut self, nid: Nid, dest: Dest, message: &Message<'_>, step: &mut Step<'_>) {

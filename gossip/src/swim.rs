@@ -50,8 +50,9 @@ use crate::timers::Timers;
 
 /// Forgotten members remembered as such; the oldest give way.
 const FORGOTTEN_MAX: usize = 1024;
-/// Senders whose names we do not know yet; more are not listened to until some are introduced.
+/// Senders whose names we do not know yet; more are not listened to until some are introduced or silent for so long.
 const STRANGERS_MAX: usize = 1024;
+const STRANGER_US: u64 = 60_000_000;
 
 /// What a step works with.
 pub(crate) struct Ctx<'a> {
@@ -85,6 +86,7 @@ struct Stranger {
     generation: u64,
     boot: u64,
     window: Window,
+    heard_us: u64,
 }
 
 /// The membership core.
@@ -236,8 +238,8 @@ impl Swim {
         &mut self,
         nid: Nid,
         generation: u64,
-        boot: u64,
-        counter: u64,
+        (boot, counter): (u64, u64),
+        now_us: u64,
     ) -> Option<bool> {
         if nid == self.table.my_nid() {
             return None;
@@ -254,10 +256,15 @@ impl Swim {
                 return fresh.then_some(true);
             }
         }
+        if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&nid) {
+            // A frame of theirs could come again then, and be answered once more.
+            self.strangers.retain(|_, s| now_us < s.heard_us + STRANGER_US);
+        }
         let full = self.strangers.len() >= STRANGERS_MAX;
         match self.strangers.get_mut(&nid) {
             Some(s) if generation < s.generation => return None,
             Some(s) if generation == s.generation => {
+                s.heard_us = now_us;
                 return (s.boot == boot && s.window.admit(counter)).then_some(false);
             }
             None if full => return None,
@@ -265,7 +272,7 @@ impl Swim {
         }
         let mut window = Window::default();
         window.admit(counter);
-        self.strangers.insert(nid, Stranger { generation, boot, window });
+        self.strangers.insert(nid, Stranger { generation, boot, window, heard_us: now_us });
         Some(false)
     }
 
@@ -437,6 +444,13 @@ impl Swim {
     fn drop_member(&mut self, nid: Nid, place: (u64, u64), ctx: &mut Ctx<'_>) {
         let Some(entry) = self.table.remove(nid) else { return };
         self.queue.unlist(&entry);
+        let (generation, heard_us) = (entry.member.generation, ctx.now_us);
+        let later = self.strangers.get(&nid).is_some_and(|s| s.generation > generation);
+        if entry.boot != 0 && !later && self.strangers.len() < STRANGERS_MAX {
+            // Its counters stay seen: a recording of what it said is no news of it.
+            let (boot, window) = (entry.boot, entry.window);
+            self.strangers.insert(nid, Stranger { generation, boot, window, heard_us });
+        }
         if self.forgotten.len() >= FORGOTTEN_MAX {
             // It will at worst be listed as dead again.
             self.forgotten.pop_first();

@@ -2,11 +2,13 @@
 
 mod world;
 
+use std::collections::BTreeSet;
+
 use gossip::fuzz::Target;
 use gossip::{Config, Gossip, Identity, Input, KeyRing, Output, Profile, SecretKey};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, SeedableRng};
-use world::{S, World, addr, keys, name};
+use world::{MS, S, World, addr, keys, name};
 
 /// Feeds recorded datagrams and counts what came out; the state must stay.
 fn replay(world: &mut World, node: usize, datagrams: &[(usize, Vec<u8>)]) -> usize {
@@ -199,6 +201,161 @@ fn authentic_nonsense_does_no_harm() {
                 }
             }
             target.content(&content);
+        }
+    }
+}
+
+/// Under one key no boot of any node seals two frames with one nonce: not after restarts, a lost boot counter, a clock that
+/// went back, or while keys change.
+#[test]
+fn no_nonce_is_used_twice() {
+    let mut world = World::new(11);
+    world.recording = Some(Vec::new());
+    world.spawn(4);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    let next = SecretKey::new(2, [42; 32]);
+    for node in 0..4 {
+        world.nodes[node].gossip.keys_mut().accept(&next).expect("there is room");
+    }
+    world.run(5 * S);
+    world.nodes[1].gossip.keys_mut().select(2).expect("it is held");
+    world.nodes[1].wall_skew_ms = -1_000_000_000_000;
+    world.put(1, "s/a", &[1; 5000]);
+    world.restart(2);
+    world.run(5 * S);
+    world.nodes[1].gossip.keys_mut().select(1).expect("it is held");
+    world.forget_generation(3);
+    world.restart(3);
+    world.put(3, "s/b", &[1; 5000]);
+    world.run(10 * S);
+    let frames = world.recording.take().expect("it was on");
+    // Key id and nonce.
+    let nonces: BTreeSet<&[u8]> = frames.iter().map(|(_, _, bytes)| &bytes[1..14]).collect();
+    assert_eq!(nonces.len(), frames.len());
+    let boots: BTreeSet<&[u8]> = frames.iter().map(|(_, _, bytes)| &bytes[2..9]).collect();
+    assert_eq!((boots.len(), frames.len() > 400), (6, true));
+}
+
+/// A frame opens for its addressee only, so what a node has sent is nothing to it; a greeting, which is open, it knows by
+/// its boot id. After a restart it answers each once, as anybody's.
+#[test]
+fn what_is_thrown_back_at_its_sender_is_dropped() {
+    let mut world = World::new(12);
+    world.recording = Some(Vec::new());
+    world.spawn_with(3, |cfg| cfg.seeds = vec![addr(0), addr(1), addr(7)]);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    world.put(1, "s/a", &[1; 500]);
+    world.run(20 * S);
+    let sent = world.recording.take().expect("it was on").into_iter();
+    let sent: Vec<(usize, Vec<u8>)> =
+        sent.filter(|(_, from, _)| *from == addr(1)).map(|(to, _, bytes)| (to, bytes)).collect();
+    let greetings = sent.iter().filter(|(_, bytes)| bytes[0] >> 4 == 1).count();
+    assert!(sent.len() > 50 && greetings > 0);
+    assert_eq!(replay(&mut world, 1, &sent), 0);
+    world.restart(1);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    assert!(replay(&mut world, 1, &sent) <= greetings);
+    assert_eq!(replay(&mut world, 1, &sent), 0);
+}
+
+#[test]
+fn no_step_of_a_rotation_lets_a_replay_through() {
+    let mut world = World::new(13);
+    world.spawn(3);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    let (old, next) = (SecretKey::new(1, [7; 32]), SecretKey::new(2, [42; 32]));
+    let frames = recorded(1, &mut world, 30 * S);
+    let steps: [fn(&mut KeyRing, &SecretKey, &SecretKey); 5] = [
+        |ring, _, next| ring.accept(next).expect("there is room"),
+        |ring, _, _| ring.select(2).expect("it is held"),
+        |ring, _, _| ring.remove(1).expect("it is not in use"),
+        // And back, as who had to undo it.
+        |ring, old, _| ring.accept(old).expect("there is room"),
+        |ring, _, _| ring.select(1).expect("it is held"),
+    ];
+    let counted = |world: &World| world.nodes[1].gossip.key_frames().collect::<Vec<_>>();
+    for step in steps {
+        for node in 0..3 {
+            step(world.nodes[node].gossip.keys_mut(), &old, &next);
+        }
+        assert_eq!(replay(&mut world, 1, &frames), 0);
+        world.run(S);
+        let before = counted(&world);
+        assert_eq!(replay(&mut world, 1, &frames), 0);
+        assert_eq!(counted(&world), before, "a recording does not keep a key in use");
+    }
+    assert_eq!(world.deaths(), []);
+}
+
+/// Who is dropped from the list is not dropped from the memory of what it has said.
+#[test]
+fn what_a_forgotten_member_said_stays_said() {
+    let mut world = World::new(15);
+    world.spawn(4);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    world.recording = Some(Vec::new());
+    world.put(3, "s/a", b"x");
+    world.run(20 * S);
+    let all = world.recording.take().expect("it was on").into_iter();
+    let its = all.filter(|(to, from, _)| (*to, *from) == (1, addr(3)));
+    let its: Vec<(usize, Vec<u8>)> = its.map(|(_, _, bytes)| (3, bytes)).collect();
+    assert!(its.len() > 20, "there is something to replay");
+    world.kill(3);
+    assert!(world.until(20 * S, World::agreed).is_some());
+    world.input(1, Input::Forget { name: &name(3) });
+    world.run(10 * S);
+    assert!(world.state(1, 3).is_none(), "it is forgotten");
+    assert_eq!(replay(&mut world, 1, &its), 0);
+}
+
+/// A recorded greeting that is sent to another node from another address: one answer, there, and nothing rides on it.
+#[test]
+fn a_greeting_sent_from_elsewhere_is_no_amplifier() {
+    let mut world = World::new(14);
+    world.recording = Some(Vec::new());
+    world.spawn(20);
+    assert!(world.until(5 * S, World::agreed).is_some());
+    let all = world.recording.take().expect("it was on").into_iter();
+    let greetings: Vec<Vec<u8>> =
+        all.map(|(_, _, bytes)| bytes).filter(|bytes| bytes[0] >> 4 == 1).collect();
+    assert!(greetings.len() >= 19);
+    world.run(60 * S);
+    // Much to tell.
+    for node in 0..20 {
+        world.input(node, Input::Address(addr(node)));
+    }
+    world.run(30 * MS);
+    let now = world.now;
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(9);
+    let (mut told, mut asked) = (0, 0);
+    for bytes in &greetings {
+        let mut out = Vec::new();
+        let input = Input::Datagram { from: addr(77), bytes };
+        world.nodes[5].gossip.step(now, 0, input, &mut rng, &mut out);
+        let sent: Vec<usize> = out.iter().filter_map(sent_to_77).collect();
+        assert!(sent.len() <= 1);
+        asked += bytes.len();
+        told += sent.iter().sum::<usize>();
+    }
+    println!("{told} bytes for {asked}");
+    assert!(told > 0 && told * 4 <= asked * 5, "{told} bytes for {asked}");
+}
+
+fn sent_to_77(output: &Output) -> Option<usize> {
+    match output {
+        Output::Send { to, bytes } if *to == addr(77) => Some(bytes.len()),
+        _ => None,
+    }
+}
+
+#[test]
+fn no_length_is_too_short_or_too_long() {
+    let mut target = Target::default();
+    for len in (0..64).chain([1232, 8952, 8953, 65_507]) {
+        for first in [0x01, 0x11, 0x21, 0xff] {
+            let mut bytes = vec![0; len];
+            bytes.iter_mut().zip([first, 1]).for_each(|(to, byte)| *to = byte);
+            target.datagram(&bytes);
         }
     }
 }

@@ -109,14 +109,33 @@ fn suspicions_last_longer_in_larger_flocks() {
 fn senders_without_a_name_are_bounded() {
     let mut one = One::knowing(0);
     for n in 0..STRANGERS_MAX as u64 {
-        assert_eq!(one.swim.admit(Nid(n), 1, 7, 1), Some(false));
+        assert_eq!(one.swim.admit(Nid(n), 1, (7, 1), 0), Some(false));
     }
-    assert_eq!(one.swim.admit(Nid(1 << 40), 1, 7, 1), None, "not listened to");
-    assert_eq!(one.swim.admit(Nid(3), 1, 7, 2), Some(false), "who is in goes on");
+    assert_eq!(one.swim.admit(Nid(1 << 40), 1, (7, 1), 0), None, "not listened to");
+    assert_eq!(one.swim.admit(Nid(3), 1, (7, 2), 0), Some(false), "who is in goes on");
     assert_eq!(one.swim.strangers.len(), STRANGERS_MAX);
     // Introduced, it makes room.
     one.act(|swim, ctx| swim.apply(&Update { nid: Nid(3), ..alive("m3") }, ctx));
-    assert_eq!(one.swim.admit(Nid(1 << 40), 1, 7, 1), Some(false));
+    assert_eq!(one.swim.admit(Nid(1 << 40), 1, (7, 1), 0), Some(false));
+    // So do those that are silent, else a thousand names that were heard once would keep out all newcomers for good.
+    let late = STRANGER_US - 1;
+    assert_eq!(one.swim.admit(Nid(4), 1, (7, 2), late), Some(false), "not silent");
+    assert_eq!(one.swim.admit(Nid(1 << 41), 1, (7, 1), late), None, "not yet");
+    assert_eq!(one.swim.admit(Nid(1 << 41), 1, (7, 1), late + 1), Some(false));
+    assert_eq!(one.swim.strangers.len(), 2);
+    assert_eq!(one.swim.admit(Nid(4), 1, (7, 2), late + 1), None, "its counters stay seen");
+}
+
+#[test]
+fn greetings_of_a_hundred_thousand_boots_are_bounded() {
+    let mut one = One::knowing(0);
+    let mut answered = 0;
+    for boot in 1..=100_000 {
+        // In five seconds.
+        answered += u64::from(one.swim.contact.admit(boot, 1, boot * 50));
+    }
+    assert_eq!(answered, 5 * contact::ANSWERS_PER_S + 1, "the last is in the sixth");
+    assert!(one.swim.contact.greeters() <= contact::GREETERS_MAX);
 }
 
 #[test]

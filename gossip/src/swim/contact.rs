@@ -15,9 +15,9 @@ use crate::swim::{Ctx, Swim, Timer, table};
 /// Addresses greeted at once while alone.
 const GREET: usize = 3;
 /// Boots whose greetings are guarded against replay; the whole table is dropped when full.
-const GREETERS_MAX: usize = 512;
+pub(super) const GREETERS_MAX: usize = 512;
 /// Greetings answered a second; the rest is ignored.
-const ANSWERS_PER_S: u64 = 500;
+pub(super) const ANSWERS_PER_S: u64 = 500;
 /// Members told of a farewell directly.
 const FAREWELL: usize = 16;
 const FAREWELL_ROUNDS: u32 = 3;
@@ -52,6 +52,11 @@ impl Contact {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn greeters(&self) -> usize {
+        self.greeters.len()
+    }
+
     /// Whether a greeting may be answered: never twice, and not too many.
     pub(super) fn admit(&mut self, boot: u64, counter: u64, now_us: u64) -> bool {
         let second = now_us / 1_000_000;
@@ -62,7 +67,7 @@ impl Contact {
             return false;
         }
         if self.greeters.len() >= GREETERS_MAX && !self.greeters.contains_key(&boot) {
-            // A replay then gets one answer no longer than itself; it never changes anything.
+            // A replay then gets one answer, not much longer than itself; it never changes anything.
             self.greeters.clear();
         }
         let fresh = self.greeters.entry(boot).or_default().admit(counter);
@@ -150,17 +155,19 @@ impl Swim {
         ctx.net.push(dest, tag::HELLO, |out| Update::of(&me).write(out));
     }
 
-    /// An open frame greets us. It is answered, not believed: it might be a recording.
+    /// An open frame greets us. It is answered, not believed: it might be a recording. Whether it was.
     pub(crate) fn on_hello(
         &mut self,
         from: SocketAddr,
         u: &Update<'_>,
         (boot, counter): (u64, u64),
         ctx: &mut Ctx<'_>,
-    ) {
-        if self.leave_rounds.is_none() && self.contact.admit(boot, counter, ctx.now_us) {
+    ) -> bool {
+        let fresh = self.leave_rounds.is_none() && self.contact.admit(boot, counter, ctx.now_us);
+        if fresh {
             self.answer(from, u, boot, ctx);
         }
+        fresh
     }
 
     /// Answers a greeting, to the one who greeted and nobody else.

@@ -63,17 +63,17 @@ impl Swim {
         ctx.net.push(dest, tag::BEACON, |out| Update::of(&me).write(out));
     }
 
-    /// Somebody looks for the flock on this link. It is answered, not believed: it might be a recording.
+    /// Somebody looks for the flock on this link. It is answered, not believed: it might be a recording. Whether it was.
     pub(crate) fn on_beacon(
         &mut self,
         from: SocketAddr,
         u: &Update<'_>,
         (boot, counter): (u64, u64),
         ctx: &mut Ctx<'_>,
-    ) {
+    ) -> bool {
         if self.contact.discover.group.is_none() || self.leave_rounds.is_some() || self.stays_out()
         {
-            return;
+            return false;
         }
         let known = self.table.get(u.nid).is_some_and(|e| {
             let same = e.member.generation == u.generation && (e.boot == 0 || e.boot == boot);
@@ -81,12 +81,13 @@ impl Swim {
         });
         let hearers = self.table.live().len() + 1;
         if known || below(ctx.rng, hearers) >= ANSWERERS {
-            return;
+            return false;
         }
-        if self.contact.discover.may_answer(ctx.now_us)
-            && self.contact.admit(boot, counter, ctx.now_us)
-        {
+        let fresh = self.contact.discover.may_answer(ctx.now_us)
+            && self.contact.admit(boot, counter, ctx.now_us);
+        if fresh {
             self.answer(from, u, boot, ctx);
         }
+        fresh
     }
 }

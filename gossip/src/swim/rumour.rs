@@ -6,7 +6,7 @@ use crate::member::{Nid, State};
 use crate::message::{Standing, Update, tag};
 use crate::outbox::Dest;
 use crate::swim::queue::Turn;
-use crate::swim::table::Table;
+use crate::swim::table::{Entry, Table};
 use crate::swim::{Ctx, Swim, Timer};
 
 /// Peers of one rumour round.
@@ -77,9 +77,13 @@ impl Swim {
     pub(crate) fn ride(&mut self, dest: Dest, packet: &mut Vec<u8>, room: usize) {
         const MIN_BYTES: usize = 40;
         let crate::frame::Binding::To { nid, generation } = dest.to else { return };
-        // An outlived boot is told that and nothing else: its frame may be a recording, and the answer stays short.
-        let silent = self.queue.is_empty() || self.stays_out();
-        if silent || room < MIN_BYTES || self.is_outlived(nid, generation) {
+        if self.queue.is_empty() || self.stays_out() || room < MIN_BYTES {
+            return;
+        }
+        // News rides to whom we know, where we know it to be. Who greets from elsewhere, or is outlived, may be a recording of
+        // anybody: the answer stays short.
+        let known = |e: &Entry| e.member.generation <= generation && e.member.addr == dest.addr;
+        if !self.table.get(nid).is_some_and(known) {
             return;
         }
         crate::outbox::message(packet, tag::UPDATES, |out| self.pack(out, room - 3, nid));
