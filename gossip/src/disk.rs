@@ -15,6 +15,7 @@ use crate::core::Restored;
 use crate::error::Error;
 use crate::map::Record;
 use crate::member::MemberInfo;
+use crate::message::GENERATION_MAX;
 use crate::wire::Reader;
 
 mod files;
@@ -24,8 +25,8 @@ mod worker;
 
 use files::{Files, LogFile, Real};
 pub use image::LogImage;
-use log::{Entry, Loaded, crc32, load};
-pub(crate) use log::{load_bytes, log_of};
+use log::{Entry, Loaded, load};
+pub(crate) use log::{crc32, load_bytes, log_of};
 pub(crate) use worker::Worker;
 
 /// The log may outgrow the snapshot it began with by this factor and constant before it is rewritten.
@@ -272,19 +273,26 @@ fn read_generation(files: &dyn Files, dir: &Path) -> Result<u64, Error> {
     let path = dir.join("generation");
     let bytes = files.read(&path, 64).map_err(|e| failed("read", &path, &e))?;
     let Some(bytes) = bytes else { return Ok(0) };
-    let mut r = Reader::new(&bytes);
-    match (r.u64(), r.u32()) {
-        (Some(counter), Some(crc)) if crc == crc32(&counter.to_le_bytes()) => Ok(counter),
-        _ => Err(Error::Corrupt { path, offset_bytes: 0, reason: "checksum" }),
-    }
+    read_counter(&bytes).ok_or(Error::Corrupt { path, offset_bytes: 0, reason: "checksum" })
+}
+
+/// The content of a generation file; `None` unless it is whole and can be stepped above.
+pub(crate) fn read_counter(bytes: &[u8]) -> Option<u64> {
+    let mut r = Reader::new(bytes);
+    let (counter, crc) = (r.u64()?, r.u32()?);
+    (crc == crc32(&counter.to_le_bytes()) && counter < GENERATION_MAX).then_some(counter)
+}
+
+/// The content of a generation file.
+pub(crate) fn counter_bytes(counter: u64) -> Vec<u8> {
+    let counter = counter.to_le_bytes();
+    [&counter[..], &crc32(&counter).to_le_bytes()].concat()
 }
 
 fn write_generation(files: &dyn Files, dir: &Path, generation: u64) -> Result<(), Error> {
     let (path, fresh) = (dir.join("generation"), dir.join("generation.new"));
-    let counter = generation.to_le_bytes();
     let mut file = files.create(&fresh).map_err(|e| failed("create", &fresh, &e))?;
-    let bytes = [&counter[..], &crc32(&counter).to_le_bytes()].concat();
-    file.write(&bytes).map_err(|e| failed("write", &fresh, &e))?;
+    file.write(&counter_bytes(generation)).map_err(|e| failed("write", &fresh, &e))?;
     file.sync().map_err(|e| failed("fsync", &fresh, &e))?;
     files.rename(&fresh, &path).map_err(|e| failed("rename", &fresh, &e))?;
     sync_dir(files, dir)

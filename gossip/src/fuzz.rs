@@ -15,6 +15,10 @@ use crate::member::{Identity, Nid};
 use crate::message::{Item, Message, Update, put_record, read_record};
 use crate::wire::Reader;
 
+mod dialogue;
+
+pub use dialogue::dialogue;
+
 /// A node with a peer, a record and a clock.
 #[derive(Debug)]
 pub struct Target {
@@ -30,10 +34,17 @@ const PEER: &str = "peer";
 
 impl Default for Target {
     fn default() -> Target {
+        Target::new(|_| {})
+    }
+}
+
+impl Target {
+    fn new(before: impl FnOnce(&mut Gossip)) -> Target {
         let keys = KeyRing::new(&SecretKey::new(1, [5; 32]));
         let me = Identity { name: ME.into(), generation: 3, addr: addr(1) };
         let cfg = Config::new(keys.clone(), Profile::Lan);
-        let gossip = Gossip::new(cfg, me).expect("the name is valid");
+        let mut gossip = Gossip::new(cfg, me).expect("the name is valid");
+        before(&mut gossip);
         let rng = Xoshiro256PlusPlus::seed_from_u64(1);
         let mut target = Target { gossip, rng, keys, now_us: 1, counter: 0 };
         target.step(Input::Timer);
@@ -73,13 +84,17 @@ impl Target {
         let to = if self.counter.is_multiple_of(16) { Binding::Open } else { bound };
         let frame = self.keys.seal(to, 77, self.counter, &plain);
         self.step(Input::Datagram { from: addr(2), bytes: &frame });
-        let end_us = self.now_us + 500_000;
+        self.pass(500_000);
+        assert!(self.gossip.get("s/a").is_some() || self.gossip.version("s/a").is_some());
+    }
+
+    fn pass(&mut self, time_us: u64) {
+        let end_us = self.now_us + time_us;
         while let Some(at_us) = self.gossip.next_deadline().filter(|at| *at <= end_us) {
             self.now_us = self.now_us.max(at_us);
             self.step(Input::Timer);
         }
         self.now_us = end_us;
-        assert!(self.gossip.get("s/a").is_some() || self.gossip.version("s/a").is_some());
     }
 
     /// The generation it has by now.
@@ -95,6 +110,7 @@ impl Target {
 /// A log with anything in it: loaded or refused, never a panic, and what is loaded has been checked. Once as the bytes of
 /// the file, and once as the contents of entries (a length byte and so many bytes each) whose checksums are right.
 pub fn log(bytes: &[u8]) {
+    generation(bytes);
     checked(bytes);
     let mut reader = Reader::new(bytes);
     let contents = std::iter::from_fn(|| {
@@ -106,11 +122,27 @@ pub fn log(bytes: &[u8]) {
 
 fn checked(log: &[u8]) {
     let Ok(restored) = crate::disk::load_bytes(log, ME) else { return };
-    for record in restored.records {
+    for record in &restored.records {
         crate::map::check_key(&record.key).expect("checked while loading");
     }
-    for member in restored.roster {
+    for member in &restored.roster {
         crate::check_name(&member.name).expect("checked while loading");
+    }
+    // And a node that starts with it lives for a while, and writes to each key.
+    let mut target = Target::new(|gossip| gossip.restore(1, 1_000_000, restored.clone()));
+    for key in restored.records.iter().map(|record| &*record.key).take(4) {
+        target.step(Input::Put { key, body: vec![2], expect: Default::default() });
+    }
+    target.pass(2_000_000);
+}
+
+/// A boot counter's file with anything in it: what is read is written the same, and can be stepped above.
+pub fn generation(bytes: &[u8]) {
+    let counted = bytes.get(..8).map(|n| [n, &crate::disk::crc32(n).to_le_bytes()].concat());
+    for file in [Some(bytes.to_vec()), counted].into_iter().flatten() {
+        let Some(counter) = crate::disk::read_counter(&file) else { continue };
+        assert!(counter < crate::message::GENERATION_MAX);
+        assert_eq!(crate::disk::counter_bytes(counter)[..], file[..12]);
     }
 }
 

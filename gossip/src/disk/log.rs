@@ -243,7 +243,7 @@ impl Replay {
 }
 
 /// CRC-32 (IEEE 802.3).
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
         let mut i = 0;
