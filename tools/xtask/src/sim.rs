@@ -15,6 +15,10 @@ const LONG: &[&str] = &["--start", "5000", "--seeds", "200", "--seconds", "3600"
 /// Equal seeds, equal traces.
 const TWICE: &[&str] = &["--start", "700", "--seeds", "10", "--twice"];
 
+/// Gossip without what it carries, in larger flocks and under more faults: enough of them that each kind is required.
+const ALONE: &[&str] =
+    &["--gossip", "--nodes", "50", "--minutes", "5", "--seeds", "3", "--twice", "--json"];
+
 /// What the long set has to be.
 const SEEDS_MIN: f64 = 200.0;
 const NODE_HOURS_MIN: f64 = 2_000.0;
@@ -37,6 +41,7 @@ pub(crate) fn stage() -> Result<()> {
     run::sim(&[DENSE, &["--json"]].concat())?;
     let small = figures(&summary(LONG)?)?;
     run::sim(&[TWICE, &["--json"]].concat())?;
+    run::sim(ALONE)?;
     if !small.is_empty() {
         bail!("the set of seeds is too small: {}", small.join(", "));
     }
