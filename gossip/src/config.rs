@@ -97,6 +97,14 @@ impl Timing {
     }
 }
 
+impl Timing {
+    /// How long a helper waits before it says that it hears nothing either. The last helpers are asked half of what is left
+    /// of a probe after the first wait before its end: half of that for waiting, half for the way there and back.
+    pub(crate) const fn nack_us(&self) -> u64 {
+        self.probe_us.saturating_sub(self.ack_min_us) / 4
+    }
+}
+
 /// Bounds of the map. What exceeds them is refused where it is written and ignored (and counted) where it arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -15,7 +15,9 @@ use crate::wire::Reader;
 
 const PROBE_US: u64 = Timing::of(Profile::Lan).probe_us;
 const ACK_US: u64 = Timing::of(Profile::Lan).ack_min_us;
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+const NACK_US: u64 = Timing::of(Profile::Lan).nack_us();
+/// Enough for two stages of three helpers each.
+const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
 /// What a datagram says, as far as these tests ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,7 +196,7 @@ fn nack_a_helper_that_reaches_nobody_says_so_once_and_goes_on_waiting() {
     let mut helper = Peer::new("b");
     helper.hear("a", Message::PingReq { seq: 9, target: Nid::of("c") });
     let Some(Said::Ping(seq)) = helper.said_to("c").first().copied() else { panic!("no ping") };
-    helper.pass(ACK_US - 1);
+    helper.pass(NACK_US - 1);
     assert_eq!(helper.said_to("a"), [], "there is time left");
     helper.pass(1);
     assert_eq!(helper.said_to("a"), [Said::Nack(9)]);
@@ -203,7 +205,7 @@ fn nack_a_helper_that_reaches_nobody_says_so_once_and_goes_on_waiting() {
     helper.hear("c", Message::Ack { seq });
     assert_eq!(helper.said_to("a"), [Said::Ack(9)], "late is better than never");
     helper.hear("a", Message::PingReq { seq: 10, target: Nid::of("c") });
-    helper.pass(ACK_US);
+    helper.pass(NACK_US);
     assert!(helper.said_to("a").contains(&Said::Nack(10)));
     helper.pass(PROBE_US * 10);
     assert_eq!(helper.said_to("a"), [], "once, also in the end");
@@ -225,33 +227,69 @@ fn nack_is_not_said_of_who_answers_and_at_once_of_who_is_unknown() {
     assert_eq!(helper.said_to("a"), [Said::Nack(10)]);
 }
 
-/// Probes `b`, which says nothing; so many of the three helpers say nack. The health of the prober.
-fn health_after(nacks: usize) -> u32 {
+/// Probes `b`, which says nothing and answered after `rtt_us` so far. Of the helpers of either stage so many hear of it after
+/// `way_us`, and the prober as long after each helper's nack. The health of the prober.
+fn health_after(nacks: [usize; 2], way_us: u64, rtt_us: u32) -> u32 {
     let mut prober = Peer::new("a");
+    prober.swim.table.touch(Nid::of("b")).unwrap().member.rtt_us = rtt_us;
     let seq = prober.probe("b");
-    prober.pass(ACK_US);
+    let end_us = prober.now_us + PROBE_US;
     let ask = Said::PingReq(seq, Nid::of("b"));
-    let asked = prober.said().into_iter().filter(|(_, said)| said.contains(&ask));
-    let helpers: Vec<&str> = asked.map(|(to, _)| to).collect();
-    assert_eq!(helpers.len(), 3, "{helpers:?}");
-    prober.pass(ACK_US);
-    for helper in helpers.into_iter().take(nacks) {
-        prober.hear(helper, Message::Nack { seq });
+    let mut coming: Vec<(u64, &str)> = Vec::new();
+    let mut stages = nacks.into_iter();
+    while prober.now_us < end_us {
+        let asked = prober.said().into_iter().filter(|(_, said)| said.contains(&ask));
+        let helpers: Vec<&str> = asked.map(|(to, _)| to).collect();
+        if !helpers.is_empty() {
+            assert_eq!(helpers.len(), 3, "{helpers:?}");
+            let nacking = stages.next().unwrap();
+            for name in helpers.into_iter().take(nacking) {
+                let mut helper = Peer::new(name);
+                let from_us = helper.now_us;
+                helper.hear("a", Message::PingReq { seq, target: Nid::of("b") });
+                while helper.said_to("a").is_empty() {
+                    helper.pass(1_000);
+                }
+                coming.push((prober.now_us + 2 * way_us + helper.now_us - from_us, name));
+            }
+            // Whom nobody asked, nobody counts.
+            (0..3).for_each(|_| prober.hear("b", Message::Nack { seq }));
+        }
+        assert_eq!(prober.state("b"), State::Alive);
+        prober.pass(1_000);
+        let now_us = prober.now_us;
+        for (_, name) in coming.extract_if(.., |(at_us, _)| *at_us <= now_us) {
+            prober.hear(name, Message::Nack { seq });
+        }
     }
-    // Whom nobody asked, nobody counts.
-    (0..3).for_each(|_| prober.hear("b", Message::Nack { seq }));
-    assert_eq!(prober.state("b"), State::Alive);
-    prober.pass(PROBE_US - 2 * ACK_US);
+    assert_eq!(stages.next(), None, "both stages");
     assert_eq!(prober.state("b"), State::Suspect, "it is suspected all the same");
     prober.swim.health()
 }
 
 #[test]
 fn nack_who_hears_none_doubts_itself_and_who_hears_most_does_not() {
-    assert_eq!(health_after(0), 1);
-    assert_eq!(health_after(1), 1);
-    assert_eq!(health_after(2), 0);
-    assert_eq!(health_after(3), 0);
+    for (nacks, health) in
+        [([0, 0], 1), ([3, 0], 1), ([0, 3], 1), ([3, 1], 0), ([1, 3], 0), ([3, 3], 0)]
+    {
+        assert_eq!(health_after(nacks, 500, 0), health, "{nacks:?}");
+    }
+}
+
+#[test]
+fn nack_of_the_last_who_are_asked_comes_in_time() {
+    for way_us in [0, 1_000, 10_000, 20_000, 24_000] {
+        assert_eq!(health_after([3, 3], way_us, 0), 0, "{way_us} us each way");
+    }
+    assert_eq!(health_after([3, 3], 60_000, 0), 1, "this far from all helpers it may be us");
+}
+
+#[test]
+fn nack_is_not_owed_by_who_was_asked_too_late_for_it() {
+    // A slow target is waited for so long that the second stage begins just before the end.
+    let slow_us = PROBE_US as u32;
+    assert_eq!(health_after([2, 0], 500, slow_us), 0);
+    assert_eq!(health_after([1, 0], 500, slow_us), 1);
 }
 
 #[test]

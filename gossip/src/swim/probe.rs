@@ -24,6 +24,8 @@ pub(super) struct Probe {
     due_us: u64,
     end_us: u64,
     helpers: Vec<Nid>,
+    /// The first so many of them had time to say no.
+    owing: usize,
     nacks: u32,
     stage: u8,
 }
@@ -100,6 +102,7 @@ impl Swim {
             due_us,
             end_us,
             helpers: Vec::new(),
+            owing: 0,
             nacks: 0,
             stage: 0,
         };
@@ -151,8 +154,12 @@ impl Swim {
                 out.extend_from_slice(&target.0.to_le_bytes());
             });
         }
+        let in_time = rest_us >= 2 * self.timing.nack_us();
         if let Some(probe) = self.probes.get_mut(&seq) {
             probe.helpers.extend(helpers);
+            if in_time {
+                probe.owing = probe.helpers.len();
+            }
         }
         self.ping(target, seq, ctx);
     }
@@ -160,7 +167,7 @@ impl Swim {
     fn probe_failed(&mut self, probe: &Probe, ctx: &mut Ctx<'_>) {
         // Who is suspect by now was no help; when a rack goes, that is not our illness.
         let alive = |n: &&Nid| self.table.get(**n).is_some_and(|e| e.member.state == State::Alive);
-        let helpers = probe.helpers.iter().filter(alive).count() as u32;
+        let helpers = probe.helpers.iter().take(probe.owing).filter(alive).count() as u32;
         if probe.nacks * 2 <= helpers {
             // Helpers that do not even say no: perhaps it is us.
             self.health.worse(1);
@@ -217,7 +224,7 @@ impl Swim {
             return nack(origin, seq, ctx);
         }
         self.seq = self.seq.wrapping_add(1);
-        let due_us = ctx.now_us + self.timing.ack_min_us;
+        let due_us = ctx.now_us + self.timing.nack_us();
         let relay = Relay { origin, seq, target, due_us, nacked: false };
         self.relays.insert(self.seq, relay);
         self.timers.set(due_us, Timer::Relay(self.seq));
