@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rand::Rng;
 
 use crate::counters::{Count, Counters, DropReason};
-use crate::gso::{Joined, Large, Pushed, Rebuild, open_checksum};
+use crate::gso::{Large, Pushed, Rebuild, open_checksum};
 use crate::path::{End, Path, Verdict, icmp};
 use crate::session::{Bucket, NotSealed, Opened, Output, PeerId, Sessions};
 use crate::wire::{
@@ -17,6 +17,7 @@ use crate::wire::{
 };
 
 mod batch;
+mod local;
 
 use batch::Batch;
 pub(super) use batch::{BATCH_MAX_BYTES, BATCH_MAX_SEGMENTS};
@@ -205,24 +206,6 @@ impl<R: Rng> Engine<R> {
         });
     }
 
-    fn single_to_local(
-        &mut self,
-        to: End,
-        header: &VnetHdr,
-        inner: &Inner,
-        packet: &mut [u8],
-        ports: &mut impl Ports,
-    ) {
-        let Some(partial) = carry_checksum(header, inner, packet) else {
-            return self.counters.dropped(DropReason::BadOffload);
-        };
-        let header = match partial {
-            true => open_checksum(inner, packet).unwrap_or_default(),
-            false => VnetHdr::default(),
-        };
-        self.local(to, header, packet, ports);
-    }
-
     /// Seals one inner packet, written by `fill`, into the batch.
     fn seal_to(
         &mut self,
@@ -387,89 +370,6 @@ impl<R: Rng> Engine<R> {
         }
     }
 
-    fn finish_joined(&mut self, buffer: &[u8], ports: &mut impl Ports) {
-        if let Some(joined) = self.rebuild.finish() {
-            let Joined { to, header, head, payloads, len } = joined;
-            let written = ports.write(*to, header, head, payloads, buffer);
-            count_written(&self.counters, written, *len);
-        }
-    }
-
-    /// Writes a packet to a TUN of this node, finished in software if the TUN takes no offloads.
-    fn local(&mut self, to: End, header: VnetHdr, packet: &[u8], ports: &mut impl Ports) {
-        if ports.offload(to) || !header.needs_checksum {
-            let written = ports.write(to, &header, packet, &[], &[]);
-            return count_written(&self.counters, written, packet.len());
-        }
-        let (start, offset) =
-            (usize::from(header.checksum_start), usize::from(header.checksum_offset));
-        let large = Inner::parse(packet).and_then(|inner| Large::parse(&header, &inner, packet));
-        let mut flat = std::mem::take(&mut self.flat);
-        for index in 0..large.map_or(1, |l| l.count()) {
-            flat.clear();
-            match &large {
-                Some(large) => {
-                    flat.resize(large.segment_len(index), 0);
-                    if large.write(packet, index, &mut flat).is_none() {
-                        self.counters.dropped(DropReason::BadOffload);
-                        continue;
-                    }
-                }
-                None => flat.extend_from_slice(packet),
-            }
-            if wire::finish_checksum(&mut flat, start, offset) {
-                let written = ports.write(to, &VnetHdr::default(), &flat, &[], &[]);
-                count_written(&self.counters, written, flat.len());
-            } else {
-                self.counters.dropped(DropReason::BadOffload);
-            }
-        }
-        self.flat = flat;
-    }
-
-    /// Tells the sender of a packet why it was dropped, at a limited rate.
-    fn refuse(
-        &mut self,
-        now_us: u64,
-        to: End,
-        reason: icmp::Reason,
-        inner: &Inner,
-        packet: &[u8],
-        ports: &mut impl Ports,
-    ) {
-        let Some(gateway) = self.path.routes.gateway(inner.source) else { return };
-        let mut reply = std::mem::take(&mut self.icmp);
-        self.send_error(now_us, to, reason, inner, packet, gateway, &mut reply, ports);
-        self.icmp = reply;
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one call, split off for its early return")]
-    fn send_error(
-        &mut self,
-        now_us: u64,
-        to: End,
-        reason: icmp::Reason,
-        inner: &Inner,
-        packet: &[u8],
-        gateway: IpAddr,
-        reply: &mut Vec<u8>,
-        ports: &mut impl Ports,
-    ) {
-        let Some(reply) = icmp::error(reason, inner, packet, gateway, reply) else { return };
-        if !self.icmp_bucket.take(now_us) {
-            return self.counters.add(Count::IcmpLimited, 1);
-        }
-        self.counters.add(Count::IcmpSent, 1);
-        match to {
-            End::Peer(peer) => {
-                self.seal_to(now_us, peer, Meta::WHOLE, reply.len(), ports, |out| {
-                    (out.len() == reply.len()).then(|| out.copy_from_slice(reply))
-                });
-            }
-            _ => self.local(to, VnetHdr::default(), reply, ports),
-        }
-    }
-
     /// Does what the sessions have due.
     pub(super) fn timer(&mut self, now_us: u64, ports: &mut impl Ports) {
         self.sessions.timer(now_us, &mut self.rng, &mut self.outputs);
@@ -513,15 +413,6 @@ fn carry_checksum(header: &VnetHdr, inner: &Inner, packet: &mut [u8]) -> Option<
         return Some(true);
     }
     wire::finish_checksum(packet, start, offset).then_some(false)
-}
-
-fn count_written(counters: &Counters, written: bool, len: usize) {
-    if written {
-        counters.add(Count::TunTxPackets, 1);
-        counters.add(Count::TunTxBytes, len as u64);
-    } else {
-        counters.dropped(DropReason::TunFailed);
-    }
 }
 
 #[allow(clippy::indexing_slicing)] // Indexes of two nodes.
