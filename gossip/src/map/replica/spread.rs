@@ -11,6 +11,8 @@ use super::{Compare, MapCtx, Replica, Source, Timer};
 const FANOUT: usize = 3;
 /// Rounds in which the version is announced after the record was pushed.
 const ADVERT_ROUNDS: u8 = 4;
+/// Rounds left that are saved when others have said it as often as we were to.
+const SPARE_ROUNDS: u8 = 2;
 /// Rumours kept; beyond it comparisons have to do.
 const RUMOURS_MAX: usize = 8192;
 /// Bytes of whole records pushed to one peer in one round.
@@ -32,6 +34,17 @@ const STRETCH_MAX: u64 = 32;
 pub(super) struct Rumour {
     push: bool,
     adverts: u8,
+    /// How often others said the same.
+    heard: u8,
+}
+
+impl Rumour {
+    /// Others know it by now, as far as we can tell.
+    fn is_stale(&self) -> bool {
+        let told = FANOUT * usize::from(1 + ADVERT_ROUNDS - self.adverts);
+        let enough = FANOUT * usize::from(1 + ADVERT_ROUNDS);
+        self.adverts <= SPARE_ROUNDS && told + usize::from(self.heard) >= enough
+    }
 }
 
 impl Replica {
@@ -44,7 +57,7 @@ impl Replica {
             return;
         }
         let push = !repaired && self.store.by_hash(key).is_some_and(|r| r.size_bytes() < 900);
-        self.rumours.insert(key, Rumour { push, adverts: ADVERT_ROUNDS });
+        self.rumours.insert(key, Rumour { push, adverts: ADVERT_ROUNDS, heard: 0 });
         if push {
             self.fresh.push_back(key);
         }
@@ -122,6 +135,10 @@ impl Replica {
         for (key, rumour) in self.rumours.iter_mut().filter(|(_, r)| !r.push) {
             if items.len() >= ROUND_ITEMS_MAX {
                 break;
+            }
+            if rumour.is_stale() {
+                done.push(*key);
+                continue;
             }
             rumour.adverts -= 1;
             if rumour.adverts == 0 {
@@ -239,6 +256,9 @@ impl Replica {
     /// A peer announces versions.
     pub(crate) fn on_advert(&mut self, dest: Dest, items: &[Item], ctx: &mut MapCtx<'_>) {
         for item in items {
+            if self.store.by_hash(item.key).is_some_and(|r| r.hash == item.hash) {
+                self.heard(item.key);
+            }
             self.want(dest, item, Source::Rumour, ctx);
         }
     }
@@ -250,6 +270,15 @@ impl Replica {
         // Most copies of a rumour are not the first.
         if !self.store.holds(key, record) {
             self.take(key, record.to_record(), source, ctx);
+        } else if self.store.by_hash(key).is_some_and(|ours| ours.rev == record.rev) {
+            self.heard(key);
+        }
+    }
+
+    /// Somebody else spreads what we do.
+    fn heard(&mut self, key: u64) {
+        if let Some(rumour) = self.rumours.get_mut(&key) {
+            rumour.heard = rumour.heard.saturating_add(1);
         }
     }
 }
