@@ -307,11 +307,12 @@ impl Swim {
         match u.standing {
             Standing::Forgotten => self.drop_member(u.nid, theirs, ctx),
             Standing::Alive if theirs > ours || remembered => self.set(u, State::Alive, ctx),
+            Standing::Alive if state == State::Alive => Queue::heard(u.nid, &mut self.table),
             Standing::Alive => {}
             Standing::Left if theirs > ours || remembered || state != State::Left => {
                 self.set(u, State::Left, ctx);
             }
-            Standing::Left => {}
+            Standing::Left => Queue::heard(u.nid, &mut self.table),
             Standing::Suspect if state.is_live() => self.accuse(u, false, ctx),
             Standing::Suspect if theirs > ours || remembered => self.accuse(u, false, ctx),
             Standing::Suspect => {}
@@ -329,7 +330,8 @@ impl Swim {
                 State::Dead | State::Left if theirs > ours || remembered => {
                     self.set(u, State::Dead, ctx);
                 }
-                State::Dead | State::Left => {}
+                State::Dead => Queue::heard(u.nid, &mut self.table),
+                State::Left => {}
             },
         }
     }
@@ -393,6 +395,12 @@ impl Swim {
 
     /// Takes over what was said, into the given state, and passes it on.
     fn set(&mut self, u: &Update<'_>, state: State, ctx: &mut Ctx<'_>) {
+        self.take(u, state, ctx);
+        self.news(u.nid, ctx);
+    }
+
+    /// Takes over what was said, into the given state.
+    fn take(&mut self, u: &Update<'_>, state: State, ctx: &mut Ctx<'_>) {
         let now_us = ctx.now_us;
         let changes = self.table.update(u.nid, |entry| {
             let m = &mut entry.member;
@@ -420,7 +428,6 @@ impl Swim {
         });
         let Some((visible, lasting)) = changes else { return };
         self.introduce(u.nid);
-        self.news(u.nid, ctx);
         let Some(entry) = self.table.get(u.nid) else { return };
         if lasting {
             ctx.out.push(Output::Persist(Persist::Member(entry.member.info())));

@@ -141,10 +141,11 @@ impl Peer {
         }
     }
 
-    /// Until when it suspects, from the time of the first accusation.
+    /// How long it suspects, from the first accusation, without the time it leaves to those who failed to reach it.
     fn suspects_us(&self, name: &str) -> u64 {
         let suspicion = self.swim.table.get(Nid::of(name)).unwrap().suspicion.as_ref().unwrap();
-        suspicion.deadline_us - suspicion.since_us
+        let grace_us = if suspicion.verified { 0 } else { suspicion.grace_us };
+        suspicion.deadline_us - suspicion.since_us - grace_us
     }
 }
 
@@ -395,4 +396,81 @@ fn buddy_who_is_not_suspected_hears_nothing_of_it() {
     let mut prober = Peer::new("a");
     assert!(prober.act(|swim, ctx| swim.probe(Nid::of("b"), ctx)));
     assert!(matches!(prober.said_to("b")[..], [Said::Ping(_)]));
+}
+
+/// Hears that `b` is suspected by `c`, and lets the time of the suspicion pass. Everything that was sent to `b`.
+fn hears_of_a_suspicion(word: Option<Standing>) -> (Peer, Vec<Said>) {
+    let mut peer = Peer::new("a");
+    let suspect = update("b", Standing::Suspect, Accusers::one(Nid::of("c")));
+    peer.act(|swim, ctx| swim.apply(&suspect, ctx));
+    // It may have been drawn to ask at once; that is not what this is about.
+    peer.swim.probes.clear();
+    peer.quiet();
+    peer.pass(peer.suspects_us("b") + PROBE_US - 1);
+    let mut said = peer.said_to("b");
+    if let Some(standing) = word {
+        let word = update("b", standing, Accusers::default());
+        peer.act(|swim, ctx| swim.apply(&word, ctx));
+    }
+    peer.pass(PROBE_US + ACK_US);
+    said.extend(peer.said_to("b"));
+    (peer, said)
+}
+
+fn asks(said: &[Said]) -> bool {
+    said.iter().any(|said| matches!(said, Said::Ping(_)))
+}
+
+#[test]
+fn who_only_heard_of_a_suspicion_leaves_the_end_to_the_accuser() {
+    let (peer, said) = hears_of_a_suspicion(Some(Standing::Dead));
+    assert_eq!(peer.state("b"), State::Dead);
+    assert!(!asks(&said), "{said:?}");
+    // Of an accuser that is silent nobody waits for ever.
+    let (mut peer, said) = hears_of_a_suspicion(None);
+    assert!(asks(&said), "{said:?}");
+    peer.pass(2 * PROBE_US);
+    assert_eq!(peer.state("b"), State::Dead);
+}
+
+#[test]
+fn a_rumour_of_death_is_asked_after_and_not_passed_on() {
+    let mut peer = Peer::new("a");
+    let dead = update("b", Standing::Dead, Accusers::default());
+    peer.act(|swim, ctx| swim.apply(&dead, ctx));
+    assert_eq!(peer.state("b"), State::Suspect);
+    let mut said = peer.said();
+    for _ in 0..100 {
+        peer.pass(1_000);
+        said.extend(peer.said());
+    }
+    let others = said.iter().filter(|(to, _)| *to != "b").flat_map(|(_, said)| said);
+    let told = others.filter(|said| matches!(said, Said::News(nid, ..) if *nid == Nid::of("b")));
+    assert_eq!(told.count(), 0, "{said:?}");
+    // Nor does a comparison of views say it, and the member itself hears of it at once.
+    peer.act(|swim, ctx| {
+        ctx.net.push(dest("c"), crate::message::tag::UPDATES, |out| {
+            swim.write_entry(Nid::of("b"), out);
+        });
+    });
+    assert_eq!(peer.said_to("c"), [Said::News(Nid::of("b"), 0, Standing::Alive)]);
+    peer.swim.probes.clear();
+    assert!(peer.act(|swim, ctx| swim.probe(Nid::of("b"), ctx)));
+    assert!(peer.said_to("b").contains(&Said::News(Nid::of("b"), 0, Standing::Suspect)));
+    // Who does not answer is dead, and that is passed on.
+    peer.pass(4 * PROBE_US);
+    assert_eq!(peer.state("b"), State::Dead);
+    let news = Said::News(Nid::of("b"), 0, Standing::Dead);
+    assert!(peer.said().iter().any(|(to, said)| *to != "b" && said.contains(&news)));
+}
+
+#[test]
+fn who_helps_to_reach_a_member_that_it_only_remembers_does_not_call_it_dead() {
+    let mut helper = Peer::new("b");
+    let past = helper.swim.table.get(Nid::of("c")).unwrap().member.info();
+    helper.swim.table.remove(Nid::of("c"));
+    helper.swim.remember(&past, 5);
+    helper.hear("a", Message::PingReq { seq: 9, target: Nid::of("c") });
+    let said = helper.said_to("c");
+    assert!(matches!(said[..], [Said::Ping(_)]), "{said:?}");
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::api::{Event, Output, Persist};
 use crate::message::{GENERATION_MAX, Standing, Update};
+use crate::swim::queue::Queue;
 use crate::swim::{Ctx, Swim};
 
 /// A claim to our own name is stepped over this often in one boot, then only reported.
@@ -37,6 +38,9 @@ impl Swim {
                 self.conflict(addr, ctx);
             }
             if theirs == mine {
+                if claimed.is_none() {
+                    Queue::heard(u.nid, &mut self.table);
+                }
                 return;
             }
         }

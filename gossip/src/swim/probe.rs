@@ -115,7 +115,8 @@ impl Swim {
     fn ping(&mut self, target: Nid, seq: u32, ctx: &mut Ctx<'_>) {
         let Some(entry) = self.table.get(target) else { return };
         let dest = entry.dest(target);
-        let accused = entry.member.state != State::Alive;
+        // That we remember its past (we may be asked to help by who knows it) is no reason to say that it is dead.
+        let accused = entry.member.state != State::Alive && !entry.remembered;
         let (view, root) = (self.table.view(), self.root);
         ctx.net.push(dest, tag::PING, |out| {
             out.extend_from_slice(&seq.to_le_bytes());

@@ -25,6 +25,8 @@ pub(crate) struct Queue {
     /// Places, stale ones too.
     places: usize,
     taken: Vec<(usize, Place)>,
+    /// Empty between sendings, kept for its room, as the one above.
+    known: Vec<Place>,
 }
 
 /// A place in line.
@@ -55,7 +57,7 @@ impl Queue {
         let known =
             self.unlisted.remove(&nid).is_some() || listed.as_ref().is_some_and(|e| e.news != 0);
         match listed {
-            Some(entry) => entry.news = self.stamp,
+            Some(entry) => (entry.news, entry.heard) = (self.stamp, 0),
             None => {
                 self.unlisted.insert(nid, self.stamp);
             }
@@ -82,8 +84,15 @@ impl Queue {
         self.len == 0
     }
 
+    /// Others said what we hold: one sending is saved.
+    pub(crate) fn heard(nid: Nid, table: &mut Table) {
+        if let Some(entry) = table.touch(nid).filter(|e| e.news != 0) {
+            entry.heard = entry.heard.saturating_add(1);
+        }
+    }
+
     /// Gives the names in the order of sending to `write` until there is no room, counts one sending of each that was
-    /// sent, and drops what was sent `limit` times. Returns how many were sent.
+    /// sent, and drops what was sent `limit` times, or half as often and heard for the rest. Returns how many were sent.
     pub(crate) fn send(
         &mut self,
         table: &mut Table,
@@ -91,18 +100,25 @@ impl Queue {
         mut write: impl FnMut(Nid, &Table) -> Turn,
     ) -> usize {
         let mut taken = std::mem::take(&mut self.taken);
+        let mut known = std::mem::take(&mut self.known);
         let mut full = false;
         for (sends, level) in self.levels.iter_mut().enumerate() {
             // A packet has one addressee, so at most one name is passed over.
             let mut passed = None;
             while let Some(place) = level.last().copied().filter(|_| !full) {
-                let turn = if stamp_of(&self.unlisted, table, place) == place.stamp {
-                    write(place.nid, table)
-                } else {
+                if stamp_of(&self.unlisted, table, place) != place.stamp {
                     self.places -= 1;
                     level.pop();
                     continue;
-                };
+                }
+                // It was just looked at. Names that are not listed are heard of by nobody.
+                let heard = table.get(place.nid).map_or(0, |e| usize::from(e.heard));
+                if sends * 2 >= limit && sends + heard >= limit {
+                    level.pop();
+                    known.push(place);
+                    continue;
+                }
+                let turn = write(place.nid, table);
                 match turn {
                     Turn::Full => full = true,
                     Turn::Sent => {
@@ -124,6 +140,8 @@ impl Queue {
         self.demote(&taken, limit, table);
         taken.clear();
         self.taken = taken;
+        known.drain(..).for_each(|place| self.drop_news(place, table));
+        self.known = known;
         if self.places > 2 * self.len + STALE_MAX {
             self.sweep(table);
         }
@@ -201,6 +219,7 @@ mod tests {
     #[derive(Default)]
     struct Model {
         places: BTreeMap<Nid, (usize, u64)>,
+        heard: BTreeMap<Nid, usize>,
         stamp: u64,
     }
 
@@ -208,14 +227,25 @@ mod tests {
         fn push(&mut self, nid: Nid) {
             self.stamp += 1;
             self.places.insert(nid, (0, u64::MAX - self.stamp));
+            self.heard.remove(&nid);
         }
 
         fn send(&mut self, room: usize, limit: usize, not: Nid) -> Vec<Nid> {
             let mut line: Vec<((usize, u64), Nid)> =
                 self.places.iter().map(|(nid, place)| (*place, *nid)).collect();
             line.sort();
-            let sent: Vec<Nid> =
-                line.into_iter().map(|(_, nid)| nid).filter(|nid| *nid != not).take(room).collect();
+            let mut sent = Vec::new();
+            for ((sends, _), nid) in line {
+                let heard = self.heard.get(&nid).copied().unwrap_or(0);
+                if sends * 2 >= limit && sends + heard >= limit {
+                    self.places.remove(&nid);
+                } else if nid != not {
+                    if sent.len() == room {
+                        break;
+                    }
+                    sent.push(nid);
+                }
+            }
             for nid in &sent {
                 let Some(place) = self.places.get_mut(nid) else { continue };
                 place.0 += 1;
@@ -230,6 +260,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Op {
         Push(u64),
+        Hear(u64),
         Send(usize, usize, u64),
         Remove(u64),
         Insert(u64),
@@ -238,7 +269,8 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             (1..12u64).prop_map(Op::Push),
-            (0..6usize, 1..4usize, 0..12u64)
+            (1..12u64).prop_map(Op::Hear),
+            (0..6usize, 1..6usize, 0..12u64)
                 .prop_map(|(room, limit, not)| Op::Send(room, limit, not)),
             (1..12u64).prop_map(Op::Remove),
             (1..12u64).prop_map(Op::Insert),
@@ -255,6 +287,12 @@ mod tests {
                     Op::Push(n) => {
                         queue.push(Nid(n), &mut table);
                         model.push(Nid(n));
+                    }
+                    Op::Hear(n) => {
+                        Queue::heard(Nid(n), &mut table);
+                        if table.get(Nid(n)).is_some() && model.places.contains_key(&Nid(n)) {
+                            *model.heard.entry(Nid(n)).or_default() += 1;
+                        }
                     }
                     Op::Insert(n) => {
                         if table.get(Nid(n)).is_none() {

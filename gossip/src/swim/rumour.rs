@@ -64,7 +64,7 @@ impl Swim {
                 return Turn::Passed;
             }
             let before = out.len();
-            write_update(forgotten, table, nid, false, out);
+            write_update(forgotten, table, nid, (false, nid == to), out);
             if out.len() - start > room {
                 out.truncate(before);
                 return Turn::Full;
@@ -89,21 +89,25 @@ impl Swim {
         crate::outbox::message(packet, tag::UPDATES, |out| self.pack(out, room - 3, nid));
     }
 
-    pub(super) fn write_update(&self, nid: Nid, full: bool, out: &mut Vec<u8>) {
-        write_update(&self.forgotten, &self.table, nid, full, out);
+    /// In full, for others than itself.
+    pub(super) fn write_entry(&self, nid: Nid, out: &mut Vec<u8>) {
+        write_update(&self.forgotten, &self.table, nid, (true, false), out);
     }
 
+    /// About the addressee, or about nobody who is suspect.
     pub(super) fn push_update(&self, dest: Dest, nid: Nid, full: bool, ctx: &mut Ctx<'_>) {
-        ctx.net.push(dest, tag::UPDATES, |out| self.write_update(nid, full, out));
+        ctx.net.push(dest, tag::UPDATES, |out| {
+            write_update(&self.forgotten, &self.table, nid, (full, true), out);
+        });
     }
 }
 
-/// What we hold to be true of a member, for the wire.
+/// What we hold to be true of a member, for the wire: in full or short, for itself or for others.
 fn write_update(
     forgotten: &BTreeMap<Nid, (u64, u64)>,
     table: &Table,
     nid: Nid,
-    full: bool,
+    (full, itself): (bool, bool),
     out: &mut Vec<u8>,
 ) {
     if let Some((generation, incarnation)) = forgotten.get(&nid) {
@@ -114,14 +118,17 @@ fn write_update(
     }
     let Some(entry) = table.get(nid) else { return };
     let m = &entry.member;
-    let full = (full || m.state == State::Alive).then_some((entry.name(), m.addr));
     let accusers = entry.suspicion.as_ref().map(|s| s.accusers).unwrap_or_default();
+    // What is only rumoured to be dead is asked, and nobody is told but itself: else a thousand would ask.
+    let rumour = m.state == State::Suspect && accusers.len() == 0 && !itself;
+    let state = if rumour { State::Alive } else { m.state };
+    let full = (full || state == State::Alive).then_some((entry.name(), m.addr));
     Update {
         nid,
         full,
         generation: m.generation,
         incarnation: m.incarnation,
-        standing: m.state.into(),
+        standing: state.into(),
         accusers,
     }
     .write(out);

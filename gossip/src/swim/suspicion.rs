@@ -2,6 +2,7 @@
 
 use crate::member::{Nid, State};
 use crate::message::{ACCUSERS_MAX, Accusers, Standing, Update};
+use crate::swim::queue::Queue;
 use crate::swim::table::{Suspicion, below};
 use crate::swim::{Ctx, Swim, Timer};
 
@@ -42,11 +43,13 @@ impl Swim {
             if added {
                 s.rumoured &= by_me;
                 self.news(u.nid, ctx);
+            } else if u.accusers.len() >= s.accusers.len() {
+                Queue::heard(u.nid, &mut self.table);
             }
         }
         self.rearm(u.nid, ctx);
         let hearers = self.table.live().len().max(1);
-        let chosen = !same && (buried || below(ctx.rng, hearers) < VERIFIERS);
+        let chosen = !same && below(ctx.rng, hearers) < VERIFIERS;
         if chosen && !by_me && !self.is_probing(u.nid) {
             self.probe(u.nid, ctx);
         }
@@ -63,8 +66,12 @@ impl Swim {
             accusers: u.accusers,
             verified: by_me,
             rumoured,
+            grace_us: self.timing.probe_us + self.jitter(self.timing.probe_us, ctx),
         };
-        self.set(u, State::Suspect, ctx);
+        self.take(u, State::Suspect, ctx);
+        if !rumoured {
+            self.news(u.nid, ctx);
+        }
         if let Some(entry) = self.table.touch(u.nid) {
             entry.suspicion = Some(Box::new(suspicion));
         }
@@ -93,8 +100,16 @@ impl Swim {
         };
         let span_us = s.max_us.saturating_sub(s.min_us) * shrink / 1000;
         // Others have waited already where it began with a rumour of death.
-        let over = s.rumoured && s.verified;
-        let end_us = if over { 0 } else { s.since_us + s.max_us - span_us };
+        let end_us = match (s.rumoured, s.verified) {
+            (true, true) => 0,
+            (true, false) => s.since_us + s.grace_us,
+            (false, true) => s.since_us + s.max_us - span_us,
+            (false, false) => s.since_us + s.max_us - span_us + s.grace_us,
+        };
+        if !s.verified && end_us <= ctx.now_us && s.deadline_us > ctx.now_us {
+            // We are asking it already.
+            return;
+        }
         let deadline_us = end_us.max(ctx.now_us + 1);
         let old_us = std::mem::replace(&mut s.deadline_us, deadline_us);
         if old_us == deadline_us {

@@ -101,14 +101,14 @@ impl Swim {
         for bucket in (0..MEMBER_BUCKETS).filter(|b| buckets & (1 << b) != 0) {
             for (nid, entry) in self.table.in_bucket(bucket) {
                 let pages = if entry.remembered { &mut hints } else { &mut known };
-                pages.add(ctx, |out| self.write_update(nid, true, out));
+                pages.add(ctx, |out| self.write_entry(nid, out));
             }
         }
         // What one side has dropped the other still lists: say so.
         for nid in self.forgotten.keys() {
             let bucket = nid.0 >> (64 - MEMBER_BUCKETS.trailing_zeros());
             if buckets & (1 << bucket) != 0 {
-                known.add(ctx, |out| self.write_update(*nid, true, out));
+                known.add(ctx, |out| self.write_entry(*nid, out));
             }
         }
         known.send(ctx);

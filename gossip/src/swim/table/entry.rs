@@ -25,6 +25,8 @@ pub(crate) struct Suspicion {
     pub(crate) verified: bool,
     /// It began with a rumour of death: only a failed probe of our own ends it so.
     pub(crate) rumoured: bool,
+    /// Who has not failed to reach it waits for the word of those who have so long before asking as well.
+    pub(crate) grace_us: u64,
 }
 
 /// One member.
@@ -40,6 +42,8 @@ pub(crate) struct Entry {
     pub(super) live_at: u32,
     /// From a disk, ours or a peer's, and confirmed by nobody yet: passed on as a hint only.
     pub(crate) remembered: bool,
+    /// How often others said what we hold since we began to pass it on.
+    pub(crate) heard: u8,
     /// Of the name; the longer ones are not held inline.
     name_bytes: u8,
     inline: [u8; INLINE_BYTES],
@@ -63,6 +67,7 @@ impl Entry {
             news: 0,
             live_at: NOT_LIVE,
             remembered,
+            heard: 0,
             // Names are bounded to 63 bytes.
             name_bytes: member.name.len() as u8,
             inline,
