@@ -14,7 +14,9 @@ pub(crate) const HELP: &str = "sim: whole flocks on virtual time
   --minutes M     the same in minutes
   --pace P        faults and operators this many times rarer (default 1)
   --kinds K       kinds of faults to draw from, the first K (default all)
-  --gossip        gossip alone, without scheduling: one flock of --nodes (default 1000) a seed, 1 seed by default
+  --gossip        gossip alone, without scheduling: one flock of --nodes (default 1000) a seed, 1 seed by default; every 8 s a
+                  fault of up to 4 nodes
+  --wide T        with --gossip: seconds between faults of the whole flock or much of it (default 120); --pace is for these too
   --threads N     runs at once (default: all CPUs)
   --regressions   run the seeds that once found a bug instead
   --twice         run every seed twice and compare the traces
@@ -28,6 +30,8 @@ const NODES_GOSSIP: RangeInclusive<usize> = 2..=gossip::MEMBERS_MAX;
 /// A virtual year of safety.
 const SECONDS: RangeInclusive<u64> = 1..=365 * 24 * 3600;
 const PACE: RangeInclusive<u64> = 1..=1_000_000;
+/// A day between faults of the whole flock.
+const WIDE: RangeInclusive<u64> = 1..=24 * 3600;
 const THREADS: RangeInclusive<usize> = 1..=1_024;
 
 /// What was asked for.
@@ -41,6 +45,7 @@ pub(crate) struct Args {
     pub(crate) regressions: bool,
     pub(crate) json: bool,
     pub(crate) gossip: bool,
+    pub(crate) wide_s: Option<u64>,
     pub(crate) options: Options,
 }
 
@@ -60,6 +65,7 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Option<Args>, lexopt::
         regressions: false,
         json: false,
         gossip: false,
+        wide_s: None,
         options: Options::new(0),
     };
     // Options that mean nothing without scheduling.
@@ -93,6 +99,7 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Option<Args>, lexopt::
             "--kinds" => options.kinds = number(&mut parser, &name, 1..=KINDS)?,
             "--pace" => options.pace = number(&mut parser, &name, PACE)?,
             "--gossip" => args.gossip = true,
+            "--wide" => args.wide_s = Some(number(&mut parser, &name, WIDE)?),
             "--regressions" => args.regressions = true,
             "--twice" => args.twice = true,
             "--json" => args.json = true,
@@ -121,6 +128,9 @@ impl Args {
         if let Some(name) = scheduling.first().filter(|_| self.gossip) {
             return Err(format!("{name} is of flocks that schedule, not of --gossip"));
         }
+        if self.wide_s.is_some() && !self.gossip {
+            return Err("--wide is of --gossip, not of flocks that schedule".into());
+        }
         if !self.gossip && !NODES.contains(&max) {
             return Err(format!(
                 "--nodes {max} takes --gossip: flocks that schedule have at most {}",
@@ -135,9 +145,10 @@ impl Args {
 
     /// The command that replays a seed of gossip alone.
     pub(crate) fn replay_gossip(&self, seed: u64, nodes: usize, minutes: u64) -> String {
-        let pace = self.options.pace;
+        let (pace, wide_s) = (self.options.pace, self.wide_s.unwrap_or(sim::flock::WIDE_S));
         format!(
-            "cargo xtask sim --gossip --start {seed} --seeds 1 --nodes {nodes} --minutes {minutes} --pace {pace} --verbose"
+            "cargo xtask sim --gossip --start {seed} --seeds 1 --nodes {nodes} --minutes {minutes} --pace {pace} --wide {wide_s} \
+             --verbose"
         )
     }
 }
@@ -193,6 +204,8 @@ mod tests {
             ("--minutes 9999999", "--minutes 9999999: takes a number from 1 to 525600"),
             ("--pace 0", "--pace 0: takes a number from 1 to 1000000"),
             ("--kinds 99", &format!("--kinds 99: takes a number from 1 to {KINDS}")),
+            ("--gossip --wide 0", "--wide 0: takes a number from 1 to 86400"),
+            ("--wide 9", "--wide is of --gossip, not of flocks that schedule"),
             ("--threads 0", "--threads 0: takes a number from 1 to 1024"),
             ("--gossip --kinds 3", "--kinds is of flocks that schedule, not of --gossip"),
             ("--regressions --gossip", "--regressions is of flocks that schedule, not of --gossip"),
@@ -211,11 +224,11 @@ mod tests {
         let again = Options { seed: 42, verbose: false, ..again.options };
         let json = |options: &Options| serde_json::to_string(options).unwrap_or_default();
         assert_eq!(json(&again), json(&run));
-        let alone = parsed("--gossip --nodes 50 --seconds 200 --pace 3").expect("fits");
+        let alone = parsed("--gossip --nodes 50 --seconds 200 --pace 3 --wide 7").expect("fits");
         let line = alone.replay_gossip(7, 50, alone.options.safety_s / 60);
         let again = parsed(line.trim_start_matches("cargo xtask sim ")).expect("fits");
         assert!(again.gossip && again.options.verbose);
         assert_eq!((again.start, again.seeds, again.nodes), (7, Some(1), Some(50)));
-        assert_eq!((again.options.safety_s, again.options.pace), (180, 3));
+        assert_eq!((again.options.safety_s, again.options.pace, again.wide_s), (180, 3, Some(7)));
     }
 }

@@ -16,8 +16,19 @@ const LONG: &[&str] = &["--start", "5000", "--seeds", "200", "--seconds", "3600"
 const TWICE: &[&str] = &["--start", "700", "--seeds", "10", "--twice"];
 
 /// Gossip without what it carries, in larger flocks and under more faults: enough of them that each kind is required.
-const ALONE: &[&str] =
-    &["--gossip", "--nodes", "50", "--minutes", "5", "--seeds", "3", "--twice", "--json"];
+const ALONE: &[&str] = &[
+    "--gossip",
+    "--nodes",
+    "50",
+    "--minutes",
+    "8",
+    "--wide",
+    "12",
+    "--seeds",
+    "3",
+    "--twice",
+    "--json",
+];
 
 /// What the long set has to be.
 const SEEDS_MIN: f64 = 200.0;
