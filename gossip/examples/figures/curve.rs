@@ -36,7 +36,7 @@ pub(crate) fn stall_curve(seed: u64, factors: &[u64]) {
         let deaths = world.deaths();
         let healthy = deaths.iter().filter(|d| stalled.iter().all(|n| name(*n) != d.2)).count();
         say(US, &format!("stall_curve_x{factor}_death_known"), known, "s");
-        say(US, &format!("stall_curve_x{factor}_notices"), deaths.len() as f64, "");
-        say(US, &format!("stall_curve_x{factor}_healthy"), healthy as f64, "");
+        say(US, &format!("stall_curve_x{factor}_notices"), deaths.len() as f64, "count");
+        say(US, &format!("stall_curve_x{factor}_healthy"), healthy as f64, "count");
     }
 }

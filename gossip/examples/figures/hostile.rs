@@ -78,10 +78,10 @@ pub(crate) fn hostile(seed: u64) {
         effects.feed(&mut world.nodes[VICTIM].gossip, now, (round % 7, &bytes));
     }
     let rate = effects.datagrams as f64 / start.elapsed().as_secs_f64();
-    say(US, "hostile_state_changes", effects.changes as f64, "");
-    say(US, "hostile_panics", effects.panics as f64, "");
-    say(US, "hostile_replies", effects.replies as f64, "");
-    say(US, "hostile_datagrams", effects.datagrams as f64, "");
+    say(US, "hostile_state_changes", effects.changes as f64, "count");
+    say(US, "hostile_panics", effects.panics as f64, "count");
+    say(US, "hostile_replies", effects.replies as f64, "count");
+    say(US, "hostile_datagrams", effects.datagrams as f64, "count");
     say(US, "hostile_datagrams_refused_per_second", rate, "1/s");
 }
 

@@ -212,7 +212,7 @@ fn crash(nodes: usize, seed: u64) {
     say(US, &format!("crash_first_seen_{nodes}"), seconds(first), "s");
     world.run(10 * S);
     let wrong = world.deaths().iter().filter(|d| d.2 != name(1)).count();
-    say(US, &format!("crash_false_deaths_{nodes}"), wrong as f64, "");
+    say(US, &format!("crash_false_deaths_{nodes}"), wrong as f64, "count");
 }
 
 fn update(nodes: usize, seed: u64) {
@@ -235,11 +235,16 @@ fn loss(nodes: usize, seed: u64, loss: u64) {
     let mut world = joined(nodes, seed);
     world.loss = loss;
     world.run(60 * S);
-    say(US, &format!("false_deaths_{}pct_{nodes}", loss / 10), world.deaths().len() as f64, "");
+    say(
+        US,
+        &format!("false_deaths_{}pct_{nodes}", loss / 10),
+        world.deaths().len() as f64,
+        "count",
+    );
     let suspect = |e: &&(u64, Event)| matches!(&e.1, Event::Member(m) if m.state == State::Suspect);
     let suspicions: usize =
         world.nodes.iter().map(|n| n.events.iter().filter(suspect).count()).sum();
-    say(US, &format!("suspicions_{}pct_{nodes}", loss / 10), suspicions as f64, "");
+    say(US, &format!("suspicions_{}pct_{nodes}", loss / 10), suspicions as f64, "count");
     let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
     let rate = bytes as f64 / nodes as f64 / 60.0;
     say(US, &format!("traffic_{}pct_{nodes}", loss / 10), rate, "B/s/node");
@@ -256,7 +261,7 @@ fn one_way(nodes: usize, seed: u64) {
     let mut world = joined(nodes, seed);
     world.cut = Box::new(|from, to| from == 2 && to == 3);
     world.run(120 * S);
-    say(US, &format!("one_way_deaths_{nodes}"), world.deaths().len() as f64, "");
+    say(US, &format!("one_way_deaths_{nodes}"), world.deaths().len() as f64, "count");
 }
 
 fn stall(seed: u64, lengths: &[u64]) {
@@ -282,11 +287,11 @@ fn stall(seed: u64, lengths: &[u64]) {
         let event = |metric: &str, value: f64, unit| {
             say(US, &format!("stall_{stall_s}s_{metric}"), value, unit);
         };
-        event("healthy_deaths", healthy as f64, "");
-        event("notices", deaths.len() as f64, "");
-        event("declared", declared(&world) as f64, "");
+        event("healthy_deaths", healthy as f64, "count");
+        event("notices", deaths.len() as f64, "count");
+        event("declared", declared(&world) as f64, "count");
         event("extra_traffic", (traffic as f64 / idle as f64 - 1.0) * 100.0, "%");
-        event("disagreed_after", if world.agreed() { 0.0 } else { 1.0 }, "");
+        event("disagreed_after", if world.agreed() { 0.0 } else { 1.0 }, "count");
     }
 }
 
@@ -331,7 +336,7 @@ fn mass_loss(seed: u64) {
         say(US, &format!("mass_loss_{killed}_of_{nodes}"), seconds(took), "s");
         let real: Vec<String> = (1..=killed).map(name).collect();
         let wrong = world.deaths().iter().filter(|d| !real.contains(&d.2)).count();
-        say(US, &format!("mass_loss_false_deaths_{nodes}"), wrong as f64, "");
+        say(US, &format!("mass_loss_false_deaths_{nodes}"), wrong as f64, "count");
     }
 }
 
@@ -346,7 +351,7 @@ fn burst(nodes: usize, seed: u64) {
     let bytes: u64 = world.nodes.iter().map(|n| n.sent_bytes).sum();
     say(US, &format!("burst_bytes_{nodes}"), bytes as f64 / nodes as f64, "B/node");
     say(US, &format!("burst_bytes_of_writer_{nodes}"), world.nodes[0].sent_bytes as f64, "B");
-    say(US, &format!("burst_deaths_{nodes}"), world.deaths().len() as f64, "");
+    say(US, &format!("burst_deaths_{nodes}"), world.deaths().len() as f64, "count");
     let start = world.now;
     world.spawn(1);
     world.until(60 * S, World::roots_equal);
@@ -398,7 +403,7 @@ fn partition(nodes: usize, seed: u64) {
     let took = left.map(|_| world.now - healed);
     say(US, &format!("heal_equal_roots_{nodes}"), seconds(took), "s");
     world.run(5 * S);
-    say(US, &format!("heal_deaths_{nodes}"), world.deaths().len() as f64, "");
+    say(US, &format!("heal_deaths_{nodes}"), world.deaths().len() as f64, "count");
     let kept = world.nodes[0].gossip.range("s/").count();
-    say(US, &format!("heal_records_lost_{nodes}"), 50.0 - kept as f64, "");
+    say(US, &format!("heal_records_lost_{nodes}"), 50.0 - kept as f64, "count");
 }

@@ -49,7 +49,7 @@ pub(crate) fn loss(nodes: usize, seed: u64) {
         world.loss = loss;
         world.run(60 * S);
         let deaths = world.deaths().len() as f64;
-        say("foca", &format!("false_deaths_{}pct_{nodes}", loss / 10), deaths, "");
+        say("foca", &format!("false_deaths_{}pct_{nodes}", loss / 10), deaths, "count");
     }
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn one_way(nodes: usize, seed: u64) {
     let mut world = foca(nodes, seed);
     world.cut = Box::new(|from, to| from == 2 && to == 3);
     world.run(120 * S);
-    say("foca", &format!("one_way_deaths_{nodes}"), world.deaths().len() as f64, "");
+    say("foca", &format!("one_way_deaths_{nodes}"), world.deaths().len() as f64, "count");
 }
 
 pub(crate) fn stall(seed: u64, lengths: &[u64]) {
@@ -74,8 +74,8 @@ pub(crate) fn stall(seed: u64, lengths: &[u64]) {
         world.run(104 * S);
         let deaths = world.deaths();
         let healthy = deaths.iter().filter(|d| !stalled.contains(&d.2)).count();
-        say("foca", &format!("stall_{stall_s}s_healthy_deaths"), healthy as f64, "");
-        say("foca", &format!("stall_{stall_s}s_notices"), deaths.len() as f64, "");
+        say("foca", &format!("stall_{stall_s}s_healthy_deaths"), healthy as f64, "count");
+        say("foca", &format!("stall_{stall_s}s_notices"), deaths.len() as f64, "count");
     }
 }
 

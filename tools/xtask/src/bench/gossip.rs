@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::{Better, Figure, Options, Report, Spread, known, meant};
 use crate::run;
 
-/// What each figure has to be: by the beginning of its name, the first that fits.
+/// What each figure has to be: by the beginning of its name, up to a whole word.
 const GOALS: &[(&str, f64)] = &[
     ("crash_known_by_all_200", 3.0),
     ("crash_known_by_all_1000", 4.0),
@@ -39,6 +39,8 @@ const GOALS: &[(&str, f64)] = &[
     ("heal_records_lost", 0.0),
     ("one_way_deaths", 0.0),
     ("memory_1000_10000", 24.0),
+    ("mass_loss_false_deaths", 0.0),
+    ("burst_deaths", 0.0),
     ("hostile_state_changes", 0.0),
     ("hostile_panics", 0.0),
     ("hostile_replies", 0.0),
@@ -149,9 +151,8 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         let ours = worst(&values.ours, better);
         let mut figure = Figure::new("gossip", &metric, ours, &values.unit, better);
         // A size at which only a peer was run has no goal for us to miss.
-        let goal = GOALS.iter().find(|(name, _)| metric.starts_with(name));
-        if let Some((_, goal)) = goal.filter(|_| !values.ours.is_empty()) {
-            figure = figure.goal(*goal);
+        if let Some(goal) = goal_of(&metric).filter(|_| !values.ours.is_empty()) {
+            figure = figure.goal(goal);
         }
         for (name, values) in &values.peers {
             figure = figure.peer(name, worst(values, better));
@@ -160,6 +161,14 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<()> {
         report.add(figure)?;
     }
     Ok(())
+}
+
+/// `idle_50` is meant by `idle_50` and `idle_50_quiet`, and `idle_500` is another size.
+fn goal_of(metric: &str) -> Option<f64> {
+    let meant = |name: &str| {
+        metric.strip_prefix(name).is_some_and(|rest| !rest.starts_with(|c: char| c != '_'))
+    };
+    GOALS.iter().find(|(name, _)| meant(name)).map(|(_, goal)| *goal)
 }
 
 /// How far processes on real sockets and the simulator are apart, in percent of the latter, with both medians as peers.
@@ -193,8 +202,11 @@ fn lines(example: &str, args: &[&str]) -> Result<Vec<Line>> {
     let stdout = child.stdout.take().context("the output is piped")?;
     let mut lines = Vec::new();
     for line in BufReader::new(stdout).lines() {
-        let line = line?;
-        lines.push(serde_json::from_str(&line).with_context(|| format!("{example}: {line}"))?);
+        let text = line?;
+        let line: Line =
+            serde_json::from_str(&text).with_context(|| format!("{example}: {text}"))?;
+        ensure!(!line.unit.is_empty(), "{example}: a figure without a unit: {text}");
+        lines.push(line);
     }
     let status = child.wait()?;
     if !status.success() {
@@ -221,6 +233,20 @@ mod tests {
         assert_eq!(apart(Some(1.0), None).pass, Some(false));
         let json = serde_json::to_string(&apart(Some(0.75), Some(1.0))).unwrap();
         assert!(json.contains(r#""spread":{"sim":{"low":0.1,"high":2.0,"samples":25},"#), "{json}");
+    }
+
+    #[test]
+    fn a_goal_is_of_whole_words() {
+        assert_eq!(goal_of("idle_50"), Some(500.0));
+        assert_eq!(goal_of("idle_500"), None);
+        assert_eq!(goal_of("crash_known_by_all_200"), Some(3.0));
+        assert_eq!(goal_of("crash_known_by_all_2000"), None);
+        assert_eq!(goal_of("memory_1000_10000_700"), Some(24.0));
+        assert_eq!(goal_of("false_deaths_5pct_200"), Some(0.0));
+        assert_eq!(goal_of("crash_first_seen_200"), None);
+        for (name, goal) in GOALS {
+            assert_eq!(goal_of(name), Some(*goal), "{name} is hidden by one before it");
+        }
     }
 
     #[test]
