@@ -16,7 +16,7 @@ pub(crate) const HELP: &str = "sim: whole flocks on virtual time
   --kinds K       kinds of faults to draw from, the first K (default all)
   --gossip        gossip alone, without scheduling: one flock of --nodes (default 1000) a seed, 1 seed by default; every 8 s a
                   fault of up to 4 nodes
-  --wide T        with --gossip: seconds between faults of the whole flock or much of it (default 120); --pace is for these too
+  --wide T        with --gossip: seconds between faults of the whole flock or much of it (default 240); --pace is for these too
   --threads N     runs at once (default: all CPUs)
   --regressions   run the seeds that once found a bug instead
   --twice         run every seed twice and compare the traces

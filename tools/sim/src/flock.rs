@@ -35,7 +35,7 @@ const S: u64 = 1_000_000;
 /// Faults begin after the flock has had this long to form.
 const WARM_US: u64 = 10 * S;
 /// Mean time between faults of the whole flock at pace 1, seconds.
-pub const WIDE_S: u64 = 120;
+pub const WIDE_S: u64 = 240;
 /// Mean time between writes.
 const PUT_EVERY_US: u64 = 2 * S;
 /// A write has to be with most nodes so soon to count as acknowledged.
