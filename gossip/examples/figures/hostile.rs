@@ -83,6 +83,41 @@ pub(crate) fn hostile(seed: u64) {
     say(US, "hostile_replies", effects.replies as f64, "count");
     say(US, "hostile_datagrams", effects.datagrams as f64, "count");
     say(US, "hostile_datagrams_refused_per_second", rate, "1/s");
+    costs(&mut world, &recorded);
+}
+
+/// What a flood costs: nanoseconds until a datagram is refused, the least of some rounds.
+fn costs(world: &mut World, recorded: &[(usize, Vec<u8>)]) {
+    const ROUNDS: usize = 20;
+    const EACH: usize = 2_000;
+    let kinds = [
+        ("hostile_ns_unknown_key", 1_232, [1, 99]),
+        ("hostile_ns_wrong_tag_60", 60, [1, 1]),
+        ("hostile_ns_wrong_tag_1232", 1_232, [1, 1]),
+        ("hostile_ns_wrong_tag_8952", 8_952, [1, 1]),
+    ];
+    let mut frames: Vec<(&str, Vec<u8>)> = Vec::new();
+    for (metric, len, head) in kinds {
+        let mut bytes = vec![0x5a; len];
+        bytes.iter_mut().zip(head).for_each(|(to, byte)| *to = byte);
+        frames.push((metric, bytes));
+    }
+    let replayed = recorded.iter().map(|(_, bytes)| bytes).max_by_key(|bytes| bytes.len());
+    frames.extend(replayed.map(|bytes| ("hostile_ns_replayed", bytes.clone())));
+    let (now, mut rng, mut out) = (world.now, Xoshiro256PlusPlus::seed_from_u64(9), Vec::new());
+    for (metric, bytes) in &frames {
+        let mut best = f64::INFINITY;
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            for _ in 0..EACH {
+                let input = Input::Datagram { from: addr(6), bytes };
+                world.nodes[VICTIM].gossip.step(now, 0, input, &mut rng, &mut out);
+            }
+            best = best.min(start.elapsed().as_nanos() as f64 / EACH as f64);
+        }
+        assert!(out.is_empty(), "{metric} is refused");
+        say(US, metric, best, "ns");
+    }
 }
 
 /// Nothing of the node's own is due while it listens.

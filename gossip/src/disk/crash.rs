@@ -93,7 +93,7 @@ struct State {
 }
 
 #[derive(Debug, Default, Clone)]
-struct Model(Arc<Mutex<State>>);
+pub(super) struct Model(Arc<Mutex<State>>, Arc<Mutex<()>>);
 
 #[derive(Debug)]
 struct ModelFile {
@@ -157,7 +157,7 @@ impl Model {
             names.clear();
         }
         let inodes = old.inodes.iter().zip(0..).map(|(inode, n)| inode.after(cut, n)).collect();
-        Model(Arc::new(Mutex::new(State {
+        let state = State {
             inodes,
             durable_names: names.clone(),
             names,
@@ -166,7 +166,8 @@ impl Model {
             ops: 0,
             fault,
             dead: false,
-        })))
+        };
+        Model(Arc::new(Mutex::new(state)), Arc::default())
     }
 }
 
@@ -237,6 +238,7 @@ impl Files for Model {
 
 impl LogFile for ModelFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        drop(self.model.1.lock().unwrap());
         let result = self.model.op(true);
         let mut state = self.model.state();
         let content = &mut state.inodes[self.inode].content;
@@ -284,7 +286,7 @@ impl LogFile for ModelFile {
     }
 }
 
-const DIR: &str = "/state/gossip";
+pub(super) const DIR: &str = "/state/gossip";
 
 /// What a node was promised by its disk, and what it said to it at all.
 #[derive(Debug, Default, Clone)]
@@ -366,6 +368,13 @@ fn model(fault: Option<(usize, Fault)>) -> Model {
     let model = Model::default();
     model.state().fault = fault;
     model
+}
+
+/// A disk whose writes wait while the gate is held.
+pub(super) fn slow() -> (Model, Arc<Mutex<()>>) {
+    let model = model(None);
+    let gate = model.1.clone();
+    (model, gate)
 }
 
 /// Operations of a first boot.

@@ -233,3 +233,6 @@ fn run(mut disk: Disk, inbox: &Receiver<Job>, shared: &Shared, mut wake: pipe::S
         let _ = wake.write(&[1]);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+//! A disk that is far behind.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::disk::crash::{DIR, slow};
+
+fn record(key: &str) -> Record {
+    Record::new(key, 1, 1, "me".into(), 0, Some(Arc::from(&b"x"[..])))
+}
+
+/// What found no room in the queue is not on the disk, and a later sync must not be taken for its own.
+#[test]
+fn nothing_is_durable_behind_what_found_no_room() {
+    let (files, gate) = slow();
+    let (disk, ..) = Disk::open_on(Arc::new(files.clone()), Path::new(DIR), "me", 5).unwrap();
+    let mut worker = Worker::spawn(disk).unwrap();
+    // The thread stands in its first write until the gate opens.
+    let held = gate.lock().unwrap();
+    for _ in 0..=PENDING_MAX {
+        worker.remember(Persist::Dropped { key: "k".into() });
+    }
+    assert!(!worker.ails(), "there was room for these");
+    worker.remember(Persist::Record { record: record("lost"), local: true });
+    let lost = worker.sync();
+    assert!(worker.ails());
+    drop(held);
+    let since = Instant::now();
+    while worker.shared.done_jobs.load(Ordering::Acquire) < PENDING_MAX {
+        assert!(since.elapsed() < Duration::from_secs(60), "the thread goes on");
+        std::thread::yield_now();
+    }
+    // There is room again.
+    worker.remember(Persist::Record { record: record("later"), local: true });
+    assert!(worker.sync() > lost);
+    assert!(!worker.wants_snapshot(0), "a minute is given");
+    assert!(worker.wants_snapshot(RETRY_US) && worker.durable() < lost);
+    let records = ["lost", "later"].map(record).to_vec();
+    worker.snapshot(9, records, Vec::new());
+    assert!(!worker.ails());
+    worker.finish().unwrap();
+    assert!(worker.durable() > lost);
+    let (_, restored, _) = Disk::open_on(Arc::new(files), Path::new(DIR), "me", 5).unwrap();
+    let keys: Vec<&str> = restored.records.iter().map(|r| &*r.key).collect();
+    assert_eq!(keys, ["later", "lost"]);
+}
