@@ -83,7 +83,6 @@ enum Timer {
 
 #[derive(Debug, Clone, Copy)]
 struct Stranger {
-    generation: u64,
     boot: u64,
     window: Window,
     heard_us: u64,
@@ -105,7 +104,8 @@ pub(crate) struct Swim {
     round: Vec<Nid>,
     ring_turn: bool,
     forgotten: BTreeMap<Nid, (u64, u64)>,
-    strangers: BTreeMap<Nid, Stranger>,
+    /// By id and generation: what an earlier boot has said stays seen when a later one speaks.
+    strangers: BTreeMap<(Nid, u64), Stranger>,
     contact: Contact,
     synced_view: u32,
     sync_after_us: u64,
@@ -256,23 +256,27 @@ impl Swim {
                 return fresh.then_some(true);
             }
         }
-        if self.strangers.len() >= STRANGERS_MAX && !self.strangers.contains_key(&nid) {
+        let key = (nid, generation);
+        if self.strangers.range((nid, generation + 1)..=(nid, u64::MAX)).next().is_some() {
+            return None;
+        }
+        if let Some(s) = self.strangers.get_mut(&key) {
+            s.heard_us = now_us;
+            if s.boot == 0 {
+                s.boot = boot;
+            }
+            return (s.boot == boot && s.window.admit(counter)).then_some(false);
+        }
+        if self.strangers.len() >= STRANGERS_MAX {
             // A frame of theirs could come again then, and be answered once more.
             self.strangers.retain(|_, s| now_us < s.heard_us + STRANGER_US);
         }
-        let full = self.strangers.len() >= STRANGERS_MAX;
-        match self.strangers.get_mut(&nid) {
-            Some(s) if generation < s.generation => return None,
-            Some(s) if generation == s.generation => {
-                s.heard_us = now_us;
-                return (s.boot == boot && s.window.admit(counter)).then_some(false);
-            }
-            None if full => return None,
-            _ => {}
+        if self.strangers.len() >= STRANGERS_MAX {
+            return None;
         }
         let mut window = Window::default();
         window.admit(counter);
-        self.strangers.insert(nid, Stranger { generation, boot, window, heard_us: now_us });
+        self.strangers.insert(key, Stranger { boot, window, heard_us: now_us });
         Some(false)
     }
 
@@ -382,14 +386,15 @@ impl Swim {
 
     /// Counters seen while the sender was a stranger stay seen.
     fn introduce(&mut self, nid: Nid) {
-        let Some(stranger) = self.strangers.get(&nid).copied() else { return };
         let Some(entry) = self.table.touch(nid) else { return };
-        if stranger.generation <= entry.member.generation {
-            self.strangers.remove(&nid);
-        }
-        if stranger.generation == entry.member.generation {
+        let generation = entry.member.generation;
+        if let Some(stranger) = self.strangers.remove(&(nid, generation)) {
             entry.boot = stranger.boot;
             entry.window = stranger.window;
+        }
+        while let Some((key, _)) = self.strangers.range((nid, 0)..(nid, generation)).next() {
+            let key = *key;
+            self.strangers.remove(&key);
         }
     }
 
@@ -452,11 +457,11 @@ impl Swim {
         let Some(entry) = self.table.remove(nid) else { return };
         self.queue.unlist(&entry);
         let (generation, heard_us) = (entry.member.generation, ctx.now_us);
-        let later = self.strangers.get(&nid).is_some_and(|s| s.generation > generation);
-        if entry.boot != 0 && !later && self.strangers.len() < STRANGERS_MAX {
-            // Its counters stay seen: a recording of what it said is no news of it.
+        let kept = entry.boot == 0 && self.strangers.contains_key(&(nid, generation));
+        if !kept && self.strangers.len() < STRANGERS_MAX {
+            // Its counters stay seen, and its earlier boots over: a recording of what it said is no news of it.
             let (boot, window) = (entry.boot, entry.window);
-            self.strangers.insert(nid, Stranger { generation, boot, window, heard_us });
+            self.strangers.insert((nid, generation), Stranger { boot, window, heard_us });
         }
         if self.forgotten.len() >= FORGOTTEN_MAX {
             // It will at worst be listed as dead again.

@@ -13,6 +13,11 @@ fn frames_of_peers() {
 }
 
 #[test]
+fn conversations() {
+    corpus::replay(HERE, "dialogue", 0, gossip::fuzz::dialogue);
+}
+
+#[test]
 fn messages() {
     corpus::replay(HERE, "message", 0, gossip::fuzz::message);
 }
@@ -29,5 +34,5 @@ fn sequences_of_events() {
 
 #[test]
 fn the_corpora_stay_small() {
-    corpus::stay_small(HERE, &["datagram", "content", "message", "log", "events"]);
+    corpus::stay_small(HERE, &["datagram", "content", "dialogue", "message", "log", "events"]);
 }

@@ -106,6 +106,8 @@ impl Swim {
         }
         for (nid, _) in due {
             self.table.update(nid, |entry| entry.remembered = false);
+            // What it has said meanwhile stays seen.
+            self.introduce(nid);
             let Some(entry) = self.table.get(nid) else { continue };
             ctx.event(Event::Member(entry.member.clone()));
         }
