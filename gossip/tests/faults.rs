@@ -181,6 +181,28 @@ fn wild_clocks_harm_nobody() {
     }
 }
 
+/// Years ahead for two minutes, as before the first answer of a time server: what others delete is deleted there too.
+#[test]
+fn a_clock_that_was_ahead_and_is_set_right_misses_no_deletion() {
+    let mut world = joined(24, 4);
+    for key in ["s/a", "s/b", "s/c"] {
+        world.put(0, key, b"x");
+    }
+    world.run(S);
+    world.input(1, Input::Delete { key: "s/a" });
+    world.run(5 * S);
+    world.nodes[2].wall_skew_ms = 10 * 365 * 24 * 3600 * 1000;
+    world.run(120 * S);
+    world.input(1, Input::Delete { key: "s/b" });
+    world.run(5 * S);
+    world.nodes[2].wall_skew_ms = 0;
+    world.run(120 * S);
+    world.input(1, Input::Delete { key: "s/c" });
+    assert!(world.until(30 * S, World::roots_equal).is_some(), "the maps stay different");
+    let gossip = &world.nodes[2].gossip;
+    assert_eq!((gossip.range("s/").count(), gossip.records().count()), (0, 3));
+}
+
 #[test]
 fn a_machine_that_lost_its_disk_steps_above_its_past() {
     let mut world = joined(8, 4);

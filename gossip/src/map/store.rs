@@ -274,15 +274,16 @@ impl Store {
         }
     }
 
-    /// Moves the floor to the present and returns the keys of tombstones that are dropped for good.
+    /// Moves the floor to the present and returns the keys of tombstones that are dropped for good. Back, too: a clock that
+    /// was years ahead for a minute must not leave this node deaf to every deletion from then on.
     pub(crate) fn expire(&mut self, wall_ms: u64) -> Vec<Arc<str>> {
         let floor_ms = wall_ms.saturating_sub(self.limits.tombstone_ms);
-        if floor_ms <= self.floor_ms {
-            return Vec::new();
-        }
-        let retiring: Vec<(u64, u64)> =
-            self.tombstones.range((self.floor_ms, 0)..(floor_ms, 0)).copied().collect();
-        for (_, hash) in retiring {
+        let (low, high) = (floor_ms.min(self.floor_ms), floor_ms.max(self.floor_ms));
+        let crossed: Vec<u64> =
+            self.tombstones.range((low, 0)..(high, 0)).map(|(_, hash)| *hash).collect();
+        // Out of the sums while they still take part, or into them once they do again.
+        self.floor_ms = low;
+        for hash in crossed {
             if let Some(record) = self.by_hash(hash).cloned() {
                 self.account(hash, &record);
             }

@@ -221,3 +221,19 @@ fn a_cursor_shows_what_came_after_it() {
     assert_eq!(changes("", second), [(third, "t/a".to_owned(), 1), a]);
     assert_eq!(changes("", fourth), []);
 }
+
+#[test]
+fn a_clock_that_was_ahead_for_a_while_leaves_no_trace() {
+    let (mut store, tombstone) = deleted();
+    let kept = Record::new("s/b", 1, 900, "w".into(), 0, Some([1].as_slice().into()));
+    store.merge(kept);
+    let (root, digest) = (store.root(), store.digest());
+    for ahead_ms in [TOMBSTONE_MS + 1, 1 << 40] {
+        store.expire(1_000 + ahead_ms);
+        assert_ne!(store.root(), root, "it takes no part, or is gone");
+        store.expire(2_000);
+        store.merge(tombstone.clone());
+        assert_eq!((store.root(), store.digest()), (root, digest), "{ahead_ms} ms ahead");
+        assert_eq!((store.list(0, u64::MAX).count(), store.usage()), (2, (2, 7)));
+    }
+}
