@@ -9,12 +9,15 @@ use agent::api::netboot::{Frame, PATH, PING_EVERY, PORTS, PROTOCOL, Peer, SESSIO
 use anyhow::{Context as _, Result, bail};
 use hyper_util::rt::TokioIo;
 use images::serve::Interface;
+use images::serve::TFTP_SESSIONS_MAX;
 use images::serve::ports::{Datagram, Far, Guest, Neighbours, Opener, Port, Ports, Web};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 /// Datagrams of one port, and connections, that wait to be looked at; further datagrams are lost.
 const QUEUE_MAX: usize = 256;
+/// Frames that wait to be sent to the node: datagrams, further ones are lost, and a place for each session's end, which is not.
+const FRAMES_MAX: usize = QUEUE_MAX + 2 * TFTP_SESSIONS_MAX;
 
 /// Where datagrams of a socket go.
 type Inboxes = Arc<Mutex<BTreeMap<u16, mpsc::Sender<Datagram>>>>;
@@ -47,7 +50,7 @@ pub(super) async fn open(
     let (mut from, to) = tokio::io::split(stream);
     let first = Frame::read(&mut from).await.context("the node ended it")?;
     let Frame::Hello(hello) = first else { bail!("the node speaks another protocol") };
-    let (frames, queue) = mpsc::unbounded_channel();
+    let (frames, queue) = mpsc::channel(FRAMES_MAX);
     let inboxes = Inboxes::default();
     let mut ports = (0u16..).zip(PORTS).map(|(socket, _)| {
         let inbox = register(&inboxes, socket);
@@ -69,13 +72,16 @@ pub(super) async fn open(
 fn far(
     socket: u16,
     inbox: mpsc::Receiver<Datagram>,
-    frames: &mpsc::UnboundedSender<Frame>,
+    frames: &mpsc::Sender<Frame>,
     close: Option<Box<dyn FnOnce()>>,
 ) -> Far {
     let frames = frames.clone();
     let send = Box::new(move |at, bytes: &[u8]| {
-        // The end of the writer is the end of the reader, which says so.
-        let _ = frames.send(Frame::Datagram(socket, Peer { at, mac: None }, bytes.to_vec()));
+        // What stays free is for sessions that open. The end of the writer is the end of the reader, which says so.
+        if frames.capacity() > TFTP_SESSIONS_MAX {
+            let _ =
+                frames.try_send(Frame::Datagram(socket, Peer { at, mac: None }, bytes.to_vec()));
+        }
     });
     Far { inbox, send, close }
 }
@@ -83,23 +89,29 @@ fn far(
 /// Each has a number of its own; the server bounds how many there are.
 fn opener(
     inboxes: Inboxes,
-    frames: mpsc::UnboundedSender<Frame>,
+    frames: mpsc::Sender<Frame>,
 ) -> Box<dyn Fn(std::net::SocketAddrV4) -> Far> {
     let next = std::cell::Cell::new(SESSION_FIRST);
     Box::new(move |_| {
         let socket = next.get();
         next.set(socket.checked_add(1).unwrap_or(SESSION_FIRST));
         let inbox = register(&inboxes, socket);
-        let (inboxes, closing) = (Arc::clone(&inboxes), frames.clone());
+        // Its end has its place from the start.
+        let Ok(end) = frames.clone().try_reserve_owned() else {
+            // The node takes nothing any more: to whoever reads it this port has ended already.
+            inboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(&socket);
+            return far(socket, inbox, &frames, None);
+        };
+        let inboxes = Arc::clone(&inboxes);
         let close = Box::new(move || {
             inboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(&socket);
-            let _ = closing.send(Frame::Close(socket));
+            end.send(Frame::Close(socket));
         });
         far(socket, inbox, &frames, Some(close))
     })
 }
 
-async fn write(mut to: impl AsyncWrite + Unpin, mut queue: mpsc::UnboundedReceiver<Frame>) {
+async fn write(mut to: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Frame>) {
     loop {
         let frame = match tokio::time::timeout(PING_EVERY, queue.recv()).await {
             Ok(Some(frame)) => frame,
@@ -145,4 +157,39 @@ async fn fetch(endpoint: Endpoint, number: u32, peer: Peer, guests: mpsc::Sender
     let stream = Box::new(TokioIo::new(upgraded));
     let mac = peer.mac.map(images::serve::Mac);
     let _ = guests.send(Guest { stream, from: peer.at, mac }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: std::net::SocketAddrV4 =
+        std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 69);
+
+    /// A node that reads nothing: datagrams are lost beyond the bound, every session's end is kept, and a session too many
+    /// begins with its end.
+    #[test]
+    fn what_a_node_does_not_take_is_bounded_and_no_end_is_lost() {
+        let (frames, mut queue) = mpsc::channel(FRAMES_MAX);
+        let inboxes = Inboxes::default();
+        let open = opener(Arc::clone(&inboxes), frames);
+        let first = open(ANY);
+        for _ in 0..2 * FRAMES_MAX {
+            (first.send)(ANY, b"lost");
+        }
+        assert_eq!(queue.len(), FRAMES_MAX - 1 - TFTP_SESSIONS_MAX, "one place is the first's end");
+        let open_now = || inboxes.lock().unwrap().len();
+        let sessions: Vec<Far> = (0..TFTP_SESSIONS_MAX).map(|_| open(ANY)).collect();
+        assert_eq!(open_now(), 1 + TFTP_SESSIONS_MAX);
+        let mut refused = open(ANY);
+        assert_eq!(open_now(), 1 + TFTP_SESSIONS_MAX);
+        assert!(refused.inbox.blocking_recv().is_none());
+        drop((first, sessions));
+        assert_eq!((open_now(), queue.len()), (0, FRAMES_MAX));
+        let mut ends = 0;
+        while let Ok(frame) = queue.try_recv() {
+            ends += usize::from(matches!(frame, Frame::Close(_)));
+        }
+        assert_eq!(ends, 1 + TFTP_SESSIONS_MAX);
+    }
 }
