@@ -113,6 +113,12 @@ pub enum Command {
         /// Only this app: [NAMESPACE/]APP
         app: Option<String>,
     },
+    /// Show one replica: what its containers do, and how much of their output their logs lack
+    Pod {
+        /// [NAMESPACE/]APP.SLOT, or APP.NODE of a daemon
+        #[arg(value_name = "REPLICA")]
+        target: String,
+    },
     /// Stop an app; its spec is kept
     Stop(Stop),
     /// Show what nodes and replicas use: again and again on a terminal, else once

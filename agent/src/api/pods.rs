@@ -18,12 +18,21 @@ use super::types::PodDetail;
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Bytes of a log sent in one go, about.
 const LOG_CHUNK_BYTES: usize = 64 * 1024;
+/// A shim that does not answer by then is shown as it was last seen.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
 pub(super) type PodPath = Path<(String, String)>;
 
 pub(super) async fn detail(
     State(shared): State<Shared>,
     Path((namespace, pod)): PodPath,
 ) -> Answer<PodDetail> {
+    let (space, name) = (namespace.clone(), pod.clone());
+    let asked = shared.core.call(move |node| node.look_at(&space, &name)).await?;
+    if let Some(answer) = asked.map_err(|message| Refused(404, message))? {
+        // One that ended meanwhile, or hangs, has been seen all the same.
+        let _ = tokio::time::timeout(LOOK_TIMEOUT, answer).await;
+    }
     let found = shared.core.call(move |node| node.pod_detail(&namespace, &pod)).await?;
     found.map(Json).map_err(|message| Refused(404, message))
 }

@@ -429,4 +429,6 @@ pub struct Container {
     pub restarts: u32,
     /// How it ended or what failed last, in words.
     pub reason: String,
+    /// Bytes of its output that are not in its log, since the pod started: it wrote faster than `log.rate`, or the disk was full.
+    pub log_dropped_bytes: u64,
 }

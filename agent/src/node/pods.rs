@@ -55,6 +55,8 @@ pub(super) struct Connection {
     pub(super) attaching: Vec<(String, Waiting<Attached>)>,
     /// Who waits for a connection.
     pub(super) connecting: BTreeMap<ConnectId, Waiting<OwnedFd>>,
+    /// Who waits for a snapshot.
+    pub(super) asking: Vec<Waiting<()>>,
 }
 
 /// A pod found at the agent's start whose shim lives.
@@ -256,6 +258,7 @@ impl Node {
                 execs: BTreeMap::new(),
                 attaching: Vec::new(),
                 connecting: BTreeMap::new(),
+                asking: Vec::new(),
             });
             self.tokens.insert(token, claim.to_owned());
         }

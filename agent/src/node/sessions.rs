@@ -260,7 +260,38 @@ impl Node {
         Ok((self.pod_dir(&claim).join("logs"), names))
     }
 
-    /// A local pod and its containers.
+    /// Asks a local pod's shim how it is; None where there is no shim to ask. Once answered, [`pod_detail`](Self::pod_detail)
+    /// is of now.
+    ///
+    /// # Errors
+    /// Words for people: no such pod here, or too many ask.
+    pub(crate) fn look_at(
+        &mut self,
+        namespace: &str,
+        pod: &str,
+    ) -> Result<Option<Answer<()>>, String> {
+        let claim = self.find_local(namespace, pod)?;
+        let connection = self.local.get_mut(&claim).and_then(|local| local.shim.as_mut());
+        let Some(connection) = connection else { return Ok(None) };
+        room(connection.asking.len(), pod)?;
+        // One that takes no question has ended, or is about to be found to have.
+        if connection.shim.request_status().is_err() {
+            return Ok(None);
+        }
+        let (sender, answer) = oneshot::channel();
+        connection.asking.push(sender);
+        Ok(Some(answer))
+    }
+
+    pub(super) fn looked_at(&mut self, claim: &str) {
+        let connection = self.local.get_mut(claim).and_then(|local| local.shim.as_mut());
+        for waiting in connection.into_iter().flat_map(|c| c.asking.drain(..)) {
+            // Who asked may have gone away.
+            let _ = waiting.send(Ok(()));
+        }
+    }
+
+    /// A local pod and its containers, as it was last seen.
     pub(crate) fn pod_detail(&self, namespace: &str, pod: &str) -> Result<PodDetail, String> {
         let claim = self.find_local(namespace, pod)?;
         let Some(local) = self.local.get(&claim) else { return Ok(PodDetail::default()) };
@@ -270,6 +301,7 @@ impl Node {
                 state: seen.state.to_owned(),
                 restarts: seen.restarts,
                 reason: seen.reason.clone(),
+                log_dropped_bytes: seen.log_dropped_bytes,
             },
             None => ContainerView {
                 name: name.clone(),

@@ -18,6 +18,8 @@ pub(super) struct Seen {
     pub(super) state: &'static str,
     pub(super) restarts: u32,
     pub(super) reason: String,
+    /// Bytes of its output that its log lacks, at the last snapshot.
+    pub(super) log_dropped_bytes: u64,
     /// What its liveness probe saw when it gave it up; until its end is told.
     unhealthy: Option<String>,
     /// What was remarked of its end, until that is told.
@@ -56,7 +58,10 @@ impl Node {
         let about = format!("pod/{}", self.pod_name(claim));
         let claim = claim.to_owned();
         match event {
-            ShimEvent::Status(status) => self.status(claim, &status),
+            ShimEvent::Status(status) => {
+                self.status(claim.clone(), &status);
+                self.looked_at(&claim);
+            }
             ShimEvent::Started { container, restarts, .. } => {
                 if let Some(seen) = self.seen(&claim, &container) {
                     (seen.state, seen.restarts) = ("running", restarts);
@@ -301,17 +306,23 @@ fn missed_ends(
     ends.collect()
 }
 
-/// A snapshot says nothing of why a container is being ended: what was told of that life stands until its end.
+/// A snapshot says nothing of why a container is being ended: what was told of that life stands until its end. Of an end it
+/// knows less than was told of it.
 fn carry_over(
     mut before: BTreeMap<String, Seen>,
     mut now: BTreeMap<String, Seen>,
 ) -> BTreeMap<String, Seen> {
     for (container, seen) in &mut now {
         let same_life = |old: &Seen| old.restarts == seen.restarts;
-        if matches!(seen.state, "running" | "stopping")
-            && let Some(old) = before.remove(container).filter(same_life)
-        {
-            (seen.unhealthy, seen.remark) = (old.unhealthy, old.remark);
+        let Some(old) = before.remove(container).filter(same_life) else { continue };
+        match (old.state, seen.state) {
+            (_, "running" | "stopping") => {
+                (seen.unhealthy, seen.remark) = (old.unhealthy, old.remark);
+            }
+            ("backing off", "backing off") | ("failed" | "done", "done") => {
+                (seen.state, seen.reason) = (old.state, old.reason);
+            }
+            _ => {}
         }
     }
     now
@@ -333,7 +344,8 @@ pub(super) fn status_seen(status: &PodStatus) -> BTreeMap<String, Seen> {
             (None, Some(exit)) => exit_words(&c.name, exit, None),
             (None, None) => String::new(),
         };
-        (c.name.clone(), Seen { state, restarts: c.restarts, reason, ..Seen::default() })
+        let (restarts, log_dropped_bytes) = (c.restarts, c.log_dropped_bytes);
+        (c.name.clone(), Seen { state, restarts, reason, log_dropped_bytes, ..Seen::default() })
     };
     status.containers.iter().map(of).collect()
 }
@@ -369,6 +381,36 @@ mod tests {
             let seen = carry_over(told(1), now(state, restarts));
             assert_eq!(seen["c"].unhealthy.is_some(), kept);
             assert_eq!(seen["c"].remark.is_empty(), !kept);
+        }
+    }
+
+    #[test]
+    fn what_was_told_of_an_end_outlives_a_snapshot_and_the_bytes_are_its_own() {
+        let waits = ContainerState::Backoff { restart_in_ms: 5 };
+        let runs = ContainerState::Running { pid: 7, ready: true };
+        let done = ContainerState::Done;
+        for (told, state, restarts, kept) in [
+            ("backing off", waits, 1, true),
+            ("backing off", waits, 2, false),
+            ("backing off", done, 1, false),
+            ("failed", done, 1, true),
+            ("done", done, 1, true),
+            ("failed", runs, 2, false),
+        ] {
+            let seen = Seen {
+                state: told,
+                restarts: 1,
+                reason: "in more words".into(),
+                log_dropped_bytes: 1,
+                ..Seen::default()
+            };
+            let before = BTreeMap::from([("c".to_owned(), seen)]);
+            let mut snapshot = status(PodPhase::Running, state, restarts);
+            snapshot.containers[0].log_dropped_bytes = 70;
+            let now = carry_over(before, status_seen(&snapshot));
+            assert_eq!(now["c"].reason == "in more words", kept, "{told} {state:?}");
+            assert!(!kept || now["c"].state == told, "{told} {state:?}");
+            assert_eq!(now["c"].log_dropped_bytes, 70);
         }
     }
 

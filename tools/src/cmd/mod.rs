@@ -9,6 +9,7 @@ mod keys;
 mod list;
 mod logs;
 mod node;
+mod pod;
 mod run;
 mod stranger;
 mod top;
@@ -81,6 +82,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Retry { target } => node::retry(&context, format, &target).await?,
             Command::Forget { target } => node::forget(&context, format, &target).await?,
             Command::Ps { app } => list::ps(&context, format, app.as_deref()).await?,
+            Command::Pod { target } => pod::show(&context, format, &target).await?,
             Command::Why { app } => list::why(&context, format, &app).await?,
             Command::Events { follow } => list::events(&context, format, follow).await?,
             Command::Status => list::status(&context, format).await?,

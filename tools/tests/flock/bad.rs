@@ -79,9 +79,28 @@ fn programs_that_end_badly_say_how() {
     told(&flock, "forks", &["exited with code 0", "left processes behind", "in the foreground"]);
     start(&flock, "chatty", &shell("while :; do echo $PATH; done", "log = { rate = \"1Ki\" }"));
     told(&flock, "chatty", &["part of its output is not in its log", "raise `log.rate`"]);
+    tells_how_much_is_missing(&flock);
     for app in ["code", "killed", "forks", "chatty"] {
         flock.ok(&["stop", app]);
     }
+}
+
+/// How many bytes, of now: it writes on.
+fn tells_how_much_is_missing(flock: &Flock) {
+    let dropped = || {
+        let shown = flock.ok(&["pod", "chatty.0", "-o", "json"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!((&shown["name"], &shown["node"]), (&"chatty.0".into(), &"n1".into()), "{shown}");
+        assert_eq!(shown["containers"][0]["state"], "running", "{shown}");
+        shown["containers"][0]["log_dropped_bytes"].as_u64().unwrap()
+    };
+    let first = dropped();
+    assert!(first > 0);
+    eventually("it grows", || dropped() > first);
+    let shown = flock.ok(&["pod", "chatty.0"]);
+    assert!(shown.contains("NOT IN ITS LOG"), "{shown}");
+    let refused = flock.say(&["pod", "chatty.7"]).err;
+    assert!(refused.contains("no replica default/chatty.7"), "{refused}");
 }
 
 #[test]
