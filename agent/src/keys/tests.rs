@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn steps(next: &Ring) -> [Step; 3] {
@@ -84,4 +86,43 @@ fn the_latest_of_several_rings_counts() {
     let second = first.next([]).unwrap();
     assert!(Ring::latest([Some(first.clone()), None, Some(second.clone())]) == Some(second));
     assert!(Ring::latest([None, None]).is_none());
+}
+
+/// Lines as they are written, and nearly so.
+fn line() -> impl Strategy<Value = String> {
+    let hex = prop_oneof![
+        8 => proptest::collection::vec(any::<u8>(), 32).prop_map(|bytes| hex::encode(&bytes)),
+        1 => "[0-9a-fg]{0,70}",
+    ];
+    prop_oneof![
+        any::<u64>().prop_map(|epoch| format!("epoch {epoch}")),
+        (0..4u8, hex, prop_oneof![Just(""), Just(" used"), Just(" used used")])
+            .prop_map(|(id, hex, used)| format!("key {id} {hex}{used}")),
+        "evicted [a-z0-9-]{1,63}",
+        "(epoch|key|evicted)?[ -~]{0,40}",
+    ]
+}
+
+proptest! {
+    /// Any file is a ring or is refused without its secrets; a ring that was read is written as it was read, and gossip
+    /// takes it.
+    #[test]
+    fn any_file_is_a_ring_or_none(lines in proptest::collection::vec(line(), 0..6)) {
+        match Ring::parse(&lines.join("\n")) {
+            Ok(ring) => {
+                let dir = crate::testing::temp_dir("any-ring");
+                ring.write(&dir.join(FILE)).expect("written");
+                // A ring is not for printing.
+                prop_assert!(Ring::read(&dir.join(FILE)).expect("read") == Some(ring.clone()));
+                std::fs::remove_dir_all(dir).expect("removed");
+                let held = ring.key_ring().expect("gossip holds as many");
+                prop_assert_eq!(held.used(), ring.used);
+            }
+            Err(reason) => {
+                for word in lines.iter().flat_map(|line| line.split(' ')).filter(|w| w.len() > 40) {
+                    prop_assert!(!reason.contains(word), "{}", reason);
+                }
+            }
+        }
+    }
 }
