@@ -1,9 +1,6 @@
-//! System calls that rustix lacks: mount_setattr(2), the ioctls of loop devices (loop(4)), projects and quotactl_fd(2); and
-//! instructions of the CPU.
+//! System calls that rustix lacks: mount_setattr(2), the ioctls of loop devices (loop(4)), projects and quotactl_fd(2).
 
 #![allow(unsafe_code)]
-
-pub(crate) mod sha;
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};

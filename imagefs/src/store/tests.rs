@@ -74,7 +74,7 @@ fn image(name: &str, ns: &[u8]) -> Sample {
     let verity = |t: &[u8]| {
         let mut h = crate::verity::Hasher::new();
         h.update(t);
-        crate::verity::digest(t.len() as u64, &h.finish().pieces)
+        crate::verity::digest(t.len() as u64, &h.finish())
     };
     let layers = tars
         .iter()
