@@ -8,6 +8,9 @@ use crate::swim::table::{Entry, Table};
 /// Places that mean nothing any more are swept out when they outnumber the others by so many.
 const STALE_MAX: usize = 64;
 
+/// Places for which a level keeps its room once all is told.
+const ROOM_MAX: usize = 64;
+
 /// Only names are queued; what is said about them is taken from the table when a packet leaves, so that it is never
 /// older than what we know. Bounded by the table.
 ///
@@ -145,6 +148,12 @@ impl Queue {
         if self.places > 2 * self.len + STALE_MAX {
             self.sweep(table);
         }
+        if self.len == 0 {
+            // A turmoil of a thousand members needs 24 kB a level, once.
+            self.levels.iter_mut().for_each(|level| level.shrink_to(ROOM_MAX));
+            self.taken.shrink_to(ROOM_MAX);
+            self.known.shrink_to(ROOM_MAX);
+        }
         sent
     }
 
@@ -255,6 +264,19 @@ mod tests {
             }
             sent
         }
+    }
+
+    #[test]
+    fn room_for_a_turmoil_is_given_back() {
+        let mut table = Table::new(member("me"));
+        let mut queue = Queue::default();
+        (1..2000).for_each(|n| queue.push(Nid(n), &mut table));
+        while !queue.is_empty() {
+            queue.send(&mut table, 3, |_, _| Turn::Sent);
+        }
+        let room = queue.levels.iter().map(Vec::capacity).max();
+        assert!(room.is_some_and(|room| room <= 2 * ROOM_MAX), "{room:?}");
+        assert!(queue.taken.capacity() <= 2 * ROOM_MAX && queue.known.capacity() <= 2 * ROOM_MAX);
     }
 
     #[derive(Debug, Clone)]

@@ -23,6 +23,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 
+use crate::clock::Clock;
 use crate::marks::Marks;
 use crate::net::Net;
 use crate::queue::Queue;
@@ -139,6 +140,7 @@ enum Ev {
     Whole(u64),
     Rejoin(usize, u64),
     Calm(u64),
+    Steady(usize),
     Fault,
     WideFault,
     Put,
@@ -151,7 +153,12 @@ struct Slot {
     generation: u64,
     paused: bool,
     inbox: Vec<(usize, Vec<u8>)>,
+    /// In true time, as everything in the queue.
     wake_at: Option<u64>,
+    /// What it takes for the time.
+    clock: Clock,
+    /// How far its calendar is off, milliseconds.
+    wall_offset_ms: i64,
     /// The newest (generation, incarnation) seen of each member.
     seen: Vec<(u64, u64)>,
 }
@@ -203,6 +210,8 @@ impl Flock {
             paused: false,
             inbox: Vec::new(),
             wake_at: None,
+            clock: Clock::default(),
+            wall_offset_ms: 0,
             seen: vec![(0, 0); n],
         };
         let slots = (0..n).map(|_| slot(&mut rng)).collect();
@@ -285,7 +294,7 @@ impl Flock {
                 if slot.wake_at == Some(self.now) && !slot.paused {
                     slot.wake_at = None;
                     let due = slot.gossip.as_ref().and_then(Gossip::next_deadline);
-                    if due.is_some_and(|at| at <= self.now) {
+                    if due.is_some_and(|at| at <= slot.clock.at(self.now)) {
                         self.step(node, Input::Timer);
                     } else {
                         // What it was planned for has been cancelled.
@@ -303,6 +312,7 @@ impl Flock {
             Ev::Whole(token) if token == self.side_token => self.net.side.fill(0),
             Ev::Calm(token) if token == self.burst_token => self.calm_net(),
             Ev::Whole(_) | Ev::Calm(_) => {}
+            Ev::Steady(node) => self.steady(node),
             Ev::Rejoin(node, token) if token == self.side_token => self.net.side[node] = 0,
             Ev::Rejoin(..) => {}
             Ev::Fault if !self.calm => self.fault(),

@@ -87,7 +87,9 @@ pub const REQUIRED: [&str; 44] = [
 pub const SEEDS_MIN: u64 = 50;
 
 /// Without any of these a set of runs of gossip alone with at least [`GOSSIP_FAULTS_MIN`] faults of a few nodes has failed.
-pub const REQUIRED_GOSSIP: [&str; 7] = [
+pub const REQUIRED_GOSSIP: [&str; 9] = [
+    "fault clock drift",
+    "fault clock jump",
     "fault crash",
     "fault isolate",
     "fault one way",
@@ -107,5 +109,5 @@ pub const REQUIRED_GOSSIP_WIDE: [&str; 6] = [
     "fault partition",
 ];
 
-/// Faults of a few nodes from which gossip alone must have met its marks: one of five kinds is then missed once in 10^9 sets.
-pub const GOSSIP_FAULTS_MIN: u64 = 100;
+/// Faults of a few nodes from which gossip alone must have met its marks: one of seven kinds is then missed once in 10^9 sets.
+pub const GOSSIP_FAULTS_MIN: u64 = 150;

@@ -6,11 +6,16 @@
 use rand::{Rng, RngExt};
 
 use super::{Ev, Flock, S};
+use crate::clock::Clock;
 
 /// Mean time between faults of a few nodes, at pace 1.
 const FEW_EVERY_US: u64 = 8 * S;
 /// Most nodes in one of those.
 const FEW_MAX: usize = 4;
+/// How far a calendar may be off: beyond the life of what is deleted, too.
+const JUMP_MS_MAX: i64 = 40 * 24 * 3_600_000;
+/// How much a clock gains or loses at worst, parts in a million.
+const DRIFT_PPM_MAX: i64 = 50_000;
 /// Of so many nodes one is in a mass crash or a mass pause, at most, and two are behind a mass clog.
 const MASS_SHARE: usize = 16;
 
@@ -22,6 +27,8 @@ enum Few {
     Crash,
     Pause,
     Clog,
+    ClockJump,
+    ClockDrift,
 }
 
 /// What can happen to the flock.
@@ -35,7 +42,8 @@ pub(super) enum Wide {
     MassClog,
 }
 
-const FEW: [Few; 5] = [Few::Isolate, Few::OneWay, Few::Crash, Few::Pause, Few::Clog];
+const FEW: [Few; 7] =
+    [Few::Isolate, Few::OneWay, Few::Crash, Few::Pause, Few::Clog, Few::ClockJump, Few::ClockDrift];
 const WIDE: [Wide; 6] =
     [Wide::Partition, Wide::Loss, Wide::Delay, Wide::MassCrash, Wide::MassPause, Wide::MassClog];
 
@@ -62,6 +70,18 @@ impl Flock {
                 self.marks.hit("fault swizzle clog");
                 let nodes = self.some(FEW_MAX);
                 self.swizzle(nodes);
+            }
+            Few::ClockJump => {
+                self.marks.hit("fault clock jump");
+                let jump_ms = self.rng.random_range(-JUMP_MS_MAX..=JUMP_MS_MAX);
+                self.slots[node].wall_offset_ms = jump_ms;
+            }
+            Few::ClockDrift => {
+                self.marks.hit("fault clock drift");
+                let ppm = self.rng.random_range(-DRIFT_PPM_MAX..=DRIFT_PPM_MAX);
+                self.drift(node, |clock, now| clock.drift(now, ppm));
+                let after = self.between(5, 60);
+                self.queue.push(self.now + after, Ev::Steady(node));
             }
         }
         let every_us = FEW_EVERY_US * self.options.pace.max(1);
@@ -122,6 +142,21 @@ impl Flock {
         if self.options.verbose {
             let cpu_s = crate::report::cpu_s();
             println!("{:>8} ms, {cpu_s:.1} CPU-s: {}", self.now / 1000, what());
+        }
+    }
+
+    pub(super) fn steady(&mut self, node: usize) {
+        self.drift(node, |clock, now| {
+            clock.steady(now);
+        });
+    }
+
+    fn drift(&mut self, node: usize, change: impl FnOnce(&mut Clock, u64)) {
+        change(&mut self.slots[node].clock, self.now);
+        // What it waits for is nearer or farther now.
+        self.slots[node].wake_at = None;
+        if !self.slots[node].paused {
+            self.plan(node);
         }
     }
 

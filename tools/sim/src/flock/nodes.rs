@@ -39,7 +39,9 @@ impl Flock {
         let mut out = std::mem::take(&mut self.out);
         let slot = &mut self.slots[node];
         let Some(gossip) = &mut slot.gossip else { return };
-        gossip.step(self.now, WALL_MS + self.now / 1000, input, &mut slot.rng, &mut out);
+        let shown_us = slot.clock.at(self.now);
+        let wall_ms = (WALL_MS + shown_us / 1000).saturating_add_signed(slot.wall_offset_ms);
+        gossip.step(shown_us, wall_ms, input, &mut slot.rng, &mut out);
         self.plan(node);
         for output in out.drain(..) {
             match output {
@@ -56,7 +58,8 @@ impl Flock {
 
     pub(super) fn plan(&mut self, node: usize) {
         let slot = &mut self.slots[node];
-        let next = slot.gossip.as_ref().and_then(Gossip::next_deadline).map(|at| at.max(self.now));
+        let due = slot.gossip.as_ref().and_then(Gossip::next_deadline);
+        let next = due.map(|at| slot.clock.when(at).max(self.now));
         if let Some(at) = next.filter(|at| slot.wake_at.is_none_or(|planned| *at < planned)) {
             slot.wake_at = Some(at);
             self.queue.push(at, Ev::Wake(node));
