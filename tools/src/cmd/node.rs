@@ -234,6 +234,9 @@ pub(super) async fn retry(context: &Context, format: Format, name: &str) -> Resu
 
 /// `quelea forget`.
 pub(super) async fn forget(context: &Context, format: Format, name: &str) -> Result<()> {
+    if !agent::flock::name_is_valid(name) {
+        bail!("no node is named {name:?}: a name has a-z, 0-9 and `-`; see `quelea nodes`");
+    }
     let path = format!("/v1/nodes/{name}/forget");
     let answer: Wish = context.endpoint.post(&path, &BTreeMap::<String, String>::new()).await?;
     said(format, name, "is forgotten", &answer)

@@ -12,7 +12,7 @@ const COLUMNS: &[Column<Container>] = &[
     column("CONTAINER", |c| c.name.clone()),
     column("STATE", |c| c.state.clone()),
     column("RESTARTS", |c| c.restarts.to_string()),
-    column("NOT IN ITS LOG", |c| output::bytes(c.log_dropped_bytes)),
+    column("LOG DROPPED", |c| output::bytes(c.log_dropped_bytes)),
     column("REASON", |c| c.reason.clone()),
 ];
 
