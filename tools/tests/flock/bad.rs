@@ -98,7 +98,7 @@ fn tells_how_much_is_missing(flock: &Flock) {
     assert!(first > 0);
     eventually("it grows", || dropped() > first);
     let shown = flock.ok(&["pod", "chatty.0"]);
-    assert!(shown.contains("NOT IN ITS LOG"), "{shown}");
+    assert!(shown.contains("LOG DROPPED"), "{shown}");
     let refused = flock.say(&["pod", "chatty.7"]).err;
     assert!(refused.contains("no replica default/chatty.7"), "{refused}");
 }
