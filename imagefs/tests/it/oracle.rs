@@ -306,7 +306,7 @@ fn members(ops: &[Op]) -> Vec<u8> {
 
 /// Whether a layer on its own runs a path through one of its files: refused, so not compared.
 fn runs_through_a_file(ops: &[Op]) -> bool {
-    let mut files = BTreeSet::new();
+    let mut files: BTreeSet<String> = BTreeSet::new();
     for op in ops {
         let (path, file) = match op {
             Op::Dir(p, _) => (p.clone(), false),
@@ -318,6 +318,9 @@ fn runs_through_a_file(ops: &[Op]) -> bool {
             return true;
         }
         if file {
+            // What was below it went with the directory that it takes the place of.
+            let below = format!("{path}/");
+            files.retain(|f| !f.starts_with(&below));
             files.insert(path);
         } else if matches!(op, Op::Dir(..)) {
             files.remove(&path);
