@@ -370,6 +370,11 @@ fn model(fault: Option<(usize, Fault)>) -> Model {
     model
 }
 
+/// What each kind of power cut leaves now.
+pub(super) fn cut_off(disk: &Model) -> [Model; CUTS.len()] {
+    CUTS.map(|cut| disk.reboot(cut, None))
+}
+
 /// A disk whose writes wait while the gate is held.
 pub(super) fn slow() -> (Model, Arc<Mutex<()>>) {
     let model = model(None);

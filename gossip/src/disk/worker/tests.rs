@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::crash::{DIR, slow};
+use crate::disk::crash::{DIR, cut_off, slow};
 
 fn record(key: &str) -> Record {
     Record::new(key, 1, 1, "me".into(), 0, Some(Arc::from(&b"x"[..])))
@@ -44,4 +44,26 @@ fn nothing_is_durable_behind_what_found_no_room() {
     let (_, restored, _) = Disk::open_on(Arc::new(files), Path::new(DIR), "me", 5).unwrap();
     let keys: Vec<&str> = restored.records.iter().map(|r| &*r.key).collect();
     assert_eq!(keys, ["later", "lost"]);
+}
+
+#[test]
+fn what_is_called_durable_outlives_a_power_cut() {
+    let (files, gate) = slow();
+    let (disk, ..) = Disk::open_on(Arc::new(files.clone()), Path::new(DIR), "me", 5).unwrap();
+    let mut worker = Worker::spawn(disk).unwrap();
+    let held = gate.lock().unwrap();
+    worker.remember(Persist::Record { record: record("kept"), local: true });
+    let ticket = worker.sync();
+    assert!(worker.durable() < ticket, "the disk has not had it yet");
+    drop(held);
+    let since = Instant::now();
+    while worker.durable() < ticket {
+        assert!(since.elapsed() < Duration::from_secs(60), "the thread goes on");
+        std::thread::yield_now();
+    }
+    for files in cut_off(&files) {
+        let (_, restored, _) = Disk::open_on(Arc::new(files), Path::new(DIR), "me", 6).unwrap();
+        assert_eq!(restored.records.len(), 1);
+    }
+    worker.finish().unwrap();
 }
