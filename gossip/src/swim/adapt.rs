@@ -1,4 +1,4 @@
-//! What adapts and what is bounded: waits follow measured round trips, suspicions the size of the flock, tables their limits.
+//! Tests of what adapts and what is bounded: waits follow measured round trips, suspicions the size of the flock, tables their limits.
 
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;

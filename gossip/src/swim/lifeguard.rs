@@ -1,4 +1,4 @@
-//! Lifeguard (Dadgar, Phillips, Currey 2017), each part by its name there: local health, nack, suspicion that shrinks, buddy.
+//! Tests of Lifeguard (Dadgar, Phillips, Currey 2017), each part by its name there: local health, nack, suspicion that shrinks, buddy.
 
 use std::net::SocketAddr;
 

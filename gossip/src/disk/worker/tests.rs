@@ -1,4 +1,4 @@
-//! A disk that is far behind.
+//! What is called durable, and when: after the disk has it, and not at all where something found no room.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
