@@ -196,6 +196,8 @@ fn a_machine_in_maintenance_is_adopted() {
     assert_eq!(node(&flock, "n1", "n2")["state"], "left");
     flock.ok(&["--node", "n1", "forget", "n2"]);
     eventually("n2 is forgotten", || node(&flock, "n1", "n2").is_null());
+    let said = flock.say(&["--node", "n1", "forget", "a/b"]);
+    assert!(said.err.contains("no node is named \"a/b\""), "{}", said.err);
     let said = flock.say(&["--node", "n1", "forget", "n7"]);
     assert!(said.code == 1 && said.err.contains("is alive"), "{said:?}");
 
