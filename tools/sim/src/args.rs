@@ -15,7 +15,8 @@ pub(crate) const HELP: &str = "sim: whole flocks on virtual time
   --pace P        faults and operators this many times rarer (default 1)
   --kinds K       kinds of faults to draw from, the first K (default all)
   --gossip        gossip alone, without scheduling: one flock of --nodes (default 1000) a seed, 1 seed by default; every 8 s a
-                  fault of up to 4 nodes
+                  fault of up to 4 nodes; takes --minutes (default 1); more than 2000 nodes: maps alone, over one member
+                  table, without faults
   --wide T        with --gossip: seconds between faults of the whole flock or much of it (default 240); --pace is for these too
   --threads N     runs at once (default: all CPUs)
   --regressions   run the seeds that once found a bug instead
@@ -107,7 +108,7 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Option<Args>, lexopt::
             "--help" => return Ok(None),
             _ => return Err(lexopt::Error::UnexpectedOption(name)),
         }
-        if matches!(name.as_str(), "--kinds" | "--threads" | "--regressions") {
+        if matches!(name.as_str(), "--kinds" | "--threads" | "--regressions" | "--seconds") {
             scheduling.push(name);
         }
     }
@@ -208,6 +209,7 @@ mod tests {
             ("--wide 9", "--wide is of --gossip, not of flocks that schedule"),
             ("--threads 0", "--threads 0: takes a number from 1 to 1024"),
             ("--gossip --kinds 3", "--kinds is of flocks that schedule, not of --gossip"),
+            ("--gossip --seconds 200", "--seconds is of flocks that schedule, not of --gossip"),
             ("--regressions --gossip", "--regressions is of flocks that schedule, not of --gossip"),
         ] {
             assert_eq!(parsed(line).map(|_| ()), Err(says.to_owned()), "{line}");
@@ -224,7 +226,7 @@ mod tests {
         let again = Options { seed: 42, verbose: false, ..again.options };
         let json = |options: &Options| serde_json::to_string(options).unwrap_or_default();
         assert_eq!(json(&again), json(&run));
-        let alone = parsed("--gossip --nodes 50 --seconds 200 --pace 3 --wide 7").expect("fits");
+        let alone = parsed("--gossip --nodes 50 --minutes 3 --pace 3 --wide 7").expect("fits");
         let line = alone.replay_gossip(7, 50, alone.options.safety_s / 60);
         let again = parsed(line.trim_start_matches("cargo xtask sim ")).expect("fits");
         assert!(again.gossip && again.options.verbose);
